@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model's shape, spelled as in the published ``config.json``, complete and checked.
+
+``TextConfig`` is what code relies on. ``ModelConfig`` adds the file around it: everything we do not
+interpret (towers, generation hints, library versions) is carried along and written back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from model.errors import ConfigError
+
+CONFIG_FILE = "config.json"
+MULTIMODAL, TEXT_ONLY = "gemma3n", "gemma3n_text"  # model_type; compared whole: "gemma3" is another model
+
+
+class LayerType(StrEnum):
+    """How far back a layer attends: to a window, or to everything."""
+
+    sliding_attention = "sliding_attention"
+    full_attention = "full_attention"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """The text decoder. Fields are those of ``config.json``; defaults are Gemma 3n's shared values.
+
+    Per-layer fields are tuples with one entry per layer, and their length *is* the number of layers.
+
+    Raises:
+        ConfigError: A field contradicts another, or asks for something Gemma 3n does not have.
+
+    Source: transformers' ``Gemma3nTextConfig``.
+    """
+
+    intermediate_size: tuple[int, ...]
+    layer_types: tuple[LayerType, ...]
+    activation_sparsity_pattern: tuple[float, ...]
+    num_kv_shared_layers: int
+    hidden_size: int = 2048
+    num_attention_heads: int = 8
+    num_key_value_heads: int = 2
+    head_dim: int = 256
+    sliding_window: int = 512  # tokens, the attending one included
+    max_position_embeddings: int = 32_768  # tokens
+    rope_theta: float = 1_000_000.0  # full_attention layers
+    rope_local_base_freq: float = 10_000.0  # sliding_attention layers
+    rms_norm_eps: float = 1e-6
+    final_logit_softcapping: float = 30.0
+    vocab_size: int = 262_400
+    vocab_size_per_layer_input: int = 262_144
+    hidden_size_per_layer_input: int = 256
+    altup_num_inputs: int = 4
+    altup_coef_clip: float | None = 120.0
+    altup_correct_scale: bool = True
+    laurel_rank: int = 64
+    initializer_range: float = 0.02
+    pad_token_id: int = 0
+    eos_token_id: tuple[int, ...] = (1,)
+    bos_token_id: int = 2
+
+    def __post_init__(self) -> None:
+        layers = self.num_hidden_layers
+        for name in ("intermediate_size", "activation_sparsity_pattern"):
+            if (found := len(getattr(self, name))) != layers:
+                raise ConfigError(
+                    f"config: {name} has {found} entries, but layer_types has {layers};"
+                    " per-layer fields need one entry per layer"
+                )
+        for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window",
+                     "vocab_size", "vocab_size_per_layer_input", "hidden_size_per_layer_input",
+                     "altup_num_inputs", "laurel_rank", "final_logit_softcapping"):  # fmt: skip
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"config: {name} is {getattr(self, name)}; it must be positive")
+        if layers == 0 or min(self.intermediate_size) <= 0:
+            raise ConfigError("config: a model needs at least one layer, and every layer at least one neuron")
+        if not all(0 <= sparsity < 1 for sparsity in self.activation_sparsity_pattern):
+            raise ConfigError("config: activation_sparsity_pattern must hold shares in [0, 1)")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"config: {self.num_attention_heads} attention heads cannot share"
+                f" {self.num_key_value_heads} key/value heads evenly"
+            )
+        if self.head_dim % 2:
+            raise ConfigError(f"config: head_dim is {self.head_dim}; rotary embedding needs an even one")
+        if not 0 <= self.num_kv_shared_layers < layers:
+            raise ConfigError(
+                f"config: num_kv_shared_layers is {self.num_kv_shared_layers} of {layers} layers;"
+                f" allowed are 0 to {layers - 1}"
+            )
+        if missing := sorted(set(self.layer_types) - set(self.layer_types[: self.first_shared_layer])):
+            raise ConfigError(
+                f"config: the last {self.num_kv_shared_layers} layers read keys and values of earlier ones,"
+                f" but no layer before {self.first_shared_layer} is of type {', '.join(missing)}"
+            )
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """How many decoder layers there are."""
+        return len(self.layer_types)
+
+    @property
+    def first_shared_layer(self) -> int:
+        """The first layer that makes no keys and values of its own."""
+        return self.num_hidden_layers - self.num_kv_shared_layers
+
+    def kv_producer(self, layer: int) -> int:
+        """The layer whose keys and values ``layer`` attends to: itself, or the last unshared one of its type."""
+        if layer < self.first_shared_layer:
+            return layer
+        kind = self.layer_types[layer]
+        return max(i for i in range(self.first_shared_layer) if self.layer_types[i] is kind)
+
+    @classmethod
+    def parse(cls, published: Mapping[str, Any]) -> TextConfig:
+        """Read the text part of a published ``config.json``: old or new form, int or list widths.
+
+        Raises:
+            ConfigError: A value is missing, malformed, or of a model we do not implement.
+        """
+        refuse_unsupported(published)
+        layers = integer(published, "num_hidden_layers", 35)
+        types = published.get("layer_types") or [
+            "full_attention" if (i + 1) % 5 == 0 else "sliding_attention" for i in range(layers)
+        ]
+        sparse = 10 if layers > 10 else 0  # transformers' default where the field is absent
+        widths = published.get("intermediate_size", 16_384)
+        sparsity = published.get("activation_sparsity_pattern")
+        theta, local_theta = rotary_bases(published)
+        values: dict[str, Any] = {
+            "intermediate_size": per_layer("intermediate_size", widths, layers, int),
+            "layer_types": per_layer("layer_types", types, layers, layer_type),
+            "activation_sparsity_pattern": per_layer(
+                "activation_sparsity_pattern", [0.95] * sparse + [0.0] * (layers - sparse) if sparsity is None
+                else sparsity, layers, float,
+            ),
+            "num_kv_shared_layers": integer(published, "num_kv_shared_layers", 15),
+            "rope_theta": theta,
+            "rope_local_base_freq": local_theta,
+        }  # fmt: skip
+        eos = published.get("eos_token_id", 1)
+        values["eos_token_id"] = tuple(eos) if isinstance(eos, list) else (eos,)
+        for known in dataclasses.fields(cls):
+            if known.name not in values and published.get(known.name) is not None:
+                values[known.name] = published[known.name]
+        if "altup_coef_clip" in published:
+            values["altup_coef_clip"] = published["altup_coef_clip"]
+        return cls(**values)
+
+    def publish(self) -> dict[str, Any]:
+        """The fields as transformers 5 reads them."""
+        fields = dataclasses.asdict(self)
+        theta, local_theta = fields.pop("rope_theta"), fields.pop("rope_local_base_freq")
+        for name in ("intermediate_size", "activation_sparsity_pattern"):
+            fields[name] = list(fields[name])
+        return fields | {
+            "model_type": TEXT_ONLY,
+            "layer_types": [kind.value for kind in self.layer_types],
+            "num_hidden_layers": self.num_hidden_layers,
+            "eos_token_id": self.eos_token_id[0] if len(self.eos_token_id) == 1 else list(self.eos_token_id),
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": theta},
+                "sliding_attention": {"rope_type": "default", "rope_theta": local_theta},
+            },
+            "hidden_activation": "gelu_pytorch_tanh",
+            "altup_active_idx": 0,
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "tie_word_embeddings": True,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A whole ``config.json``: the text decoder, and around it what the file said besides."""
+
+    text: TextConfig
+    published: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def is_multimodal(self) -> bool:
+        """Whether the file describes towers beside the text decoder."""
+        return self.published.get("model_type") == MULTIMODAL
+
+    @classmethod
+    def read(cls, directory: Path) -> ModelConfig:
+        """Read ``config.json`` of a checkpoint directory.
+
+        Raises:
+            ConfigError: There is none, it is not JSON, or it is of another model.
+        """
+        path = directory / CONFIG_FILE
+        try:
+            published = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"{directory}: no {CONFIG_FILE} there; give the directory of a checkpoint") from None
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+        kind = published.get("model_type") if isinstance(published, dict) else None
+        if kind not in (MULTIMODAL, TEXT_ONLY):
+            raise ConfigError(f"{path}: model_type is {kind!r}; matslice reads '{MULTIMODAL}' and '{TEXT_ONLY}'")
+        try:
+            text = TextConfig.parse(published.get("text_config", {}) if kind == MULTIMODAL else published)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+        return cls(text=text, published=published)
+
+    def publish(self) -> dict[str, Any]:
+        """The content of a ``config.json`` that transformers 5 loads."""
+        carried = dict(self.published)
+        if self.is_multimodal:
+            return carried | {"text_config": without_old_forms(carried.get("text_config", {})) | self.text.publish()}
+        return {"architectures": ["Gemma3nForCausalLM"]} | without_old_forms(carried) | self.text.publish()
+
+    def write(self, directory: Path) -> None:
+        """Write ``config.json`` into ``directory``."""
+        content = json.dumps(self.publish(), indent=2, sort_keys=True) + "\n"
+        (directory / CONFIG_FILE).write_text(content, encoding="utf-8")
+
+
+def without_old_forms(published: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop the spellings that ``rope_parameters`` replaced, so that a file never says two things."""
+    return {k: v for k, v in published.items() if k not in ("rope_theta", "rope_local_base_freq", "rope_scaling")}
+
+
+def refuse_unsupported(published: Mapping[str, Any]) -> None:
+    """Raise ConfigError for values under which Gemma 3n would compute something else."""
+    supported = {
+        "altup_active_idx": 0,  # the reference adds the per-layer input to streams 1.. whatever this says
+        "hidden_activation": "gelu_pytorch_tanh",
+        "attention_bias": False,
+        "tie_word_embeddings": True,
+        "attention_dropout": 0.0,
+    }
+    for name, allowed in supported.items():
+        if (found := published.get(name, allowed)) != allowed:
+            raise ConfigError(f"{name} is {found!r}; Gemma 3n has {allowed!r}, and nothing else is implemented")
+
+
+def rotary_bases(published: Mapping[str, Any]) -> tuple[float, float]:
+    """The global and the local rotary base, from the new form or the old one."""
+    theta = published.get("rope_theta", 1_000_000.0)
+    local_theta = published.get("rope_local_base_freq", 10_000.0)
+    parameters = published.get("rope_parameters") or {}
+    for kind in (*parameters.values(), published.get("rope_scaling") or {}):
+        rope_type = kind.get("rope_type", kind.get("type", "default")) if isinstance(kind, dict) else "default"
+        if rope_type != "default":
+            raise ConfigError(f"rope_type is {rope_type!r}; Gemma 3n has 'default', and no scaling is implemented")
+    return (
+        float(parameters.get("full_attention", {}).get("rope_theta", theta)),
+        float(parameters.get("sliding_attention", {}).get("rope_theta", local_theta)),
+    )
+
+
+def integer(published: Mapping[str, Any], name: str, default: int) -> int:
+    """A whole number, or ConfigError."""
+    value = published.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"{name} is {value!r}; it must be a whole number")
+    return value
+
+
+def per_layer(name: str, value: Any, layers: int, convert: Any) -> tuple[Any, ...]:
+    """One entry per layer; a single width stands for all."""
+    if isinstance(value, int) and name == "intermediate_size":
+        value = [value] * layers
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise ConfigError(f"{name} is {value!r}; it must be a list with one entry per layer")
+    if len(value) != layers:
+        raise ConfigError(f"{name} has {len(value)} entries for {layers} layers (num_hidden_layers); give one each")
+    return tuple(convert(entry) for entry in value)
+
+
+def layer_type(name: str) -> LayerType:
+    """The layer type of this name, or ConfigError."""
+    if name not in LayerType.__members__:
+        raise ConfigError(f"layer_types has {name!r}; allowed are {', '.join(LayerType)}")
+    return LayerType(name)
