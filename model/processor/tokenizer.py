@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text to ids and back, by the ``tokenizer.json`` that lies beside the weights.
+
+The file is carried as bytes and written back unchanged, with the files that other libraries keep
+beside it: a slice speaks exactly its parent's language. Nothing is ever added to a text: whoever
+wants a ``<bos>`` writes it, as the chat template does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import tokenizers
+
+from model.errors import CheckpointError
+
+TOKENIZER_FILE = "tokenizer.json"
+SIDECARS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "tokenizer.model")
+PAD, BOS, START_OF_TURN, END_OF_TURN = "<pad>", "<bos>", "<start_of_turn>", "<end_of_turn>"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Ids, and for each the half-open range of characters it stands for."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+class Tokenizer:
+    """The vocabulary of a Gemma checkpoint.
+
+    Raises:
+        CheckpointError: The content is no tokenizer, or has no token for padding, beginning or turns.
+    """
+
+    def __init__(self, content: bytes, sidecars: Mapping[str, bytes], *, origin: str = TOKENIZER_FILE) -> None:
+        self._content = content
+        self._sidecars = dict(sidecars)
+        self._origin = origin
+        try:
+            self._backend = tokenizers.Tokenizer.from_buffer(content)
+        except Exception as error:  # the library raises Exception itself
+            raise CheckpointError(f"{origin}: not a tokenizer ({error}); take the file that came with the weights") from None
+        # A file may ask for cutting or filling; how long a sequence may be is not the vocabulary's business.
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self.pad_id = self._required(PAD)
+        self.bos_id = self._required(BOS)
+        self.start_of_turn_id = self._required(START_OF_TURN)
+        self.end_of_turn_id = self._required(END_OF_TURN)
+        self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+        self.fingerprint = hashlib.sha256(content).hexdigest()
+
+    @classmethod
+    def read(cls, directory: Path) -> Tokenizer:
+        """Read ``tokenizer.json`` of a checkpoint directory.
+
+        Raises:
+            CheckpointError: There is none, or it is not a Gemma tokenizer.
+        """
+        path = directory / TOKENIZER_FILE
+        if not path.is_file():
+            raise CheckpointError(
+                f"{directory}: no {TOKENIZER_FILE} there; copy the one that came with the weights into it"
+            )
+        sidecars = {name: (directory / name).read_bytes() for name in SIDECARS if (directory / name).is_file()}
+        return cls(path.read_bytes(), sidecars, origin=str(path))
+
+    def write(self, directory: Path) -> None:
+        """Write the tokenizer's files into ``directory``, byte for byte as they were read."""
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in {TOKENIZER_FILE: self._content, **self._sidecars}.items():
+            (directory / name).write_bytes(content)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of ``text``; the text of a special token becomes its id, and nothing is added."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def encode_spans(self, text: str) -> Encoded:
+        """Like ``encode``, with the characters of ``text`` that each id stands for.
+
+        Ids that share one character (its bytes are several tokens) all have that character's range.
+        """
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return Encoded(encoding.ids, encoding.offsets)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ``ids``, special tokens left out."""
+        return self._backend.decode(list(ids), skip_special_tokens=True)
+
+    def _required(self, token: str) -> int:
+        found = self._backend.token_to_id(token)
+        if found is None:
+            raise CheckpointError(f"{self._origin}: has no token '{token}'; matslice needs a Gemma tokenizer")
+        return found

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The text decoder: a loop over the kept layers of a spec, handing keys and values on as values."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from model.config import LayerType, TextConfig
+from model.inputs import Inputs
+from model.layers.altup import collapse, expand
+from model.layers.embedding import ScaledEmbedding
+from model.layers.kv_cache import KeyValues, KVCache
+from model.layers.mask import attention_mask
+from model.layers.norm import RMSNorm
+from model.layers.rotary import Rotary
+from model.slicing.spec import SliceSpec
+from model.text.layer import Context, DecoderLayer
+
+
+class Decoder(nn.Module):
+    """Token ids to hidden states, as any sub-model of itself.
+
+    ``recompute_layers`` trades time for memory: layers' activations are not kept for the backward
+    pass but made again in it, always by the non-reentrant method (the other one loses gradients
+    that flow through shared keys and values).
+    """
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.recompute_layers = False
+        dim, ple, layers = config.hidden_size, config.hidden_size_per_layer_input, config.num_hidden_layers
+        pad = config.pad_token_id
+        self.embed_tokens = ScaledEmbedding(config.vocab_size, dim, padding_row=pad, scale=dim**0.5)
+        self.embed_tokens_per_layer = ScaledEmbedding(
+            config.vocab_size_per_layer_input, layers * ple, padding_row=pad, scale=ple**0.5
+        )
+        self.per_layer_model_projection = nn.Linear(dim, layers * ple, bias=False)
+        self.per_layer_projection_norm = RMSNorm(ple, config.rms_norm_eps)
+        others = config.altup_num_inputs - 1
+        self.altup_projections = nn.ModuleList(nn.Linear(dim, dim, bias=False) for _ in range(others))
+        self.altup_unembed_projections = nn.ModuleList(nn.Linear(dim, dim, bias=False) for _ in range(others))
+        self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(layers))
+        self.norm = RMSNorm(dim, config.rms_norm_eps)
+
+    def forward(
+        self, inputs: Inputs, spec: SliceSpec, cache: KVCache | None = None
+    ) -> tuple[Float[Tensor, "batch seq dim"], KVCache | None]:
+        """Hidden states after the final norm, computed by the sub-model ``spec``.
+
+        Args:
+            inputs: Tokens; with a cache, the ones that follow those seen so far.
+            spec: The layers and widths to compute with, checked against this decoder's config.
+            cache: Keys and values of earlier tokens; the next cache is given back only if there is one.
+        """
+        embedded = self.embed_tokens(inputs.ids)
+        per_layer = self.per_layer_inputs(inputs.ids, embedded, spec)
+        seen = inputs.mask if cache is None else torch.cat((cache.mask, inputs.mask), dim=1)
+        contexts = self.contexts(inputs, seen, embedded.dtype)
+
+        streams = expand(embedded, self.altup_projections)
+        produced: dict[int, KeyValues] = {}
+        for position, (index, width) in enumerate(zip(spec.kept_layers, spec.ffn_widths, strict=True)):
+            producer = self.config.kv_producer(index)
+            arguments = (streams, per_layer[:, :, position], contexts[self.config.layer_types[index]], width)
+            streams, key_values = self.run_layer(
+                index, arguments, shared=produced.get(producer), past=cache.layers.get(index) if cache else None
+            )
+            produced[producer] = key_values
+        hidden = self.norm(collapse(streams, self.altup_unembed_projections))
+        return hidden, None if cache is None else KVCache(produced, seen)
+
+    def run_layer(self, index: int, arguments: tuple, *, shared: KeyValues | None, past: KeyValues | None) -> tuple:
+        """One layer, its activations kept or made again in the backward pass."""
+        layer = self.layers[index]
+        if self.recompute_layers and torch.is_grad_enabled():
+            return checkpoint(layer, *arguments, shared=shared, past=past, use_reentrant=False)
+        return layer(*arguments, shared=shared, past=past)
+
+    def per_layer_inputs(
+        self, ids: Int[Tensor, "batch seq"], embedded: Float[Tensor, "batch seq dim"], spec: SliceSpec
+    ) -> Float[Tensor, "batch seq layers ple"]:
+        """What each kept layer is told about each token: its block of the token's row, and a projection of it.
+
+        Ids beyond the table (soft tokens) read row 0, as in the reference.
+        """
+        config = self.config
+        blocks = (config.num_hidden_layers, config.hidden_size_per_layer_input)
+        in_table = ids < config.vocab_size_per_layer_input
+        rows = self.embed_tokens_per_layer(torch.where(in_table, ids, 0)).unflatten(-1, blocks)
+        scale, share = (
+            torch.tensor(value, dtype=embedded.dtype, device=embedded.device)  # rounded like the reference's
+            for value in (config.hidden_size**-0.5, 2**-0.5)
+        )
+        projected = (self.per_layer_model_projection(embedded) * scale).unflatten(-1, blocks)
+        if len(spec.kept_layers) < config.num_hidden_layers:
+            kept = torch.tensor(spec.kept_layers, device=ids.device)
+            rows, projected = rows.index_select(2, kept), projected.index_select(2, kept)
+        return (self.per_layer_projection_norm(projected) + rows) * share
+
+    def contexts(
+        self, inputs: Inputs, seen: Tensor, dtype: torch.dtype
+    ) -> dict[LayerType, Context]:
+        """Rotations and mask of each layer type. Positions count from the first column, padding included."""
+        config, (num_queries, num_keys) = self.config, (inputs.ids.shape[1], seen.shape[1])
+        positions = torch.arange(num_keys - num_queries, num_keys, device=inputs.ids.device)[None]
+        bases = {
+            LayerType.full_attention: (config.rope_theta, None),
+            LayerType.sliding_attention: (config.rope_local_base_freq, config.sliding_window),
+        }
+        return {
+            kind: Context(
+                Rotary.at(positions, head_dim=config.head_dim, base=base, dtype=dtype),
+                attention_mask(seen, num_queries, window),
+            )
+            for kind, (base, window) in bases.items()
+        }
