@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long, how much at once, and where to: the part of a run that is neither model nor data nor optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import torch
+
+from model.errors import ConfigError
+
+
+class Precision(StrEnum):
+    """The dtype of the weights that are computed with. float16 is not offered: Gemma 3n overflows its range."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype to load weights in."""
+        return {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}[self]
+
+
+class Device(StrEnum):
+    """What to train on: the accelerator if there is one, or the processor in any case."""
+
+    auto = "auto"
+    cpu = "cpu"
+
+
+class WandbMode(StrEnum):
+    """Whether figures also go to Weights & Biases, and whether over the network."""
+
+    off = "off"
+    offline = "offline"
+    online = "online"
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainerConfig:
+    """One training run.
+
+    ``precision`` is that of the frozen weights; whatever is trained stays float32, because the updates of
+    bfloat16 weights would be lost to rounding. There is no autocast.
+
+    Raises:
+        ConfigError: A value is out of its range.
+    """
+
+    output: Path  # directory of the run: log, checkpoints, curves
+    max_steps: int  # optimizer steps
+    batch_size: int  # examples in a micro-batch of one process
+    gradient_accumulation: int = 1  # micro-batches in a step
+    max_grad_norm: float | None = 1.0  # global norm to clip at; null = no clipping
+    seed: int = 0  # order of the data, specs of each step, dropout
+    precision: Precision = Precision.fp32
+    device: Device = Device.auto
+    threads: int | None = None  # processor threads of torch; null = its own choice
+    recompute_layers: bool = False  # less memory for activations, a third more time
+    log_every: int = 10  # steps
+    eval_every: int | None = None  # steps; null = only after the last step
+    eval_batch_size: int | None = None  # examples; null = batch_size
+    save_every: int | None = None  # steps; null = only after the last step
+    keep_checkpoints: int = 2  # the newest ones stay
+    resume: bool = False  # go on with the run in output, from its newest checkpoint
+    wandb: WandbMode = WandbMode.off
+    wandb_project: str = "matslice"
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "batch_size", "gradient_accumulation", "threads", "log_every",
+                     "eval_every", "eval_batch_size", "save_every", "keep_checkpoints"):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"trainer.{name} is {value}; it must be at least 1")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ConfigError(f"trainer.max_grad_norm is {self.max_grad_norm}; it must be positive, or null")
+        if self.seed < 0:
+            raise ConfigError(f"trainer.seed is {self.seed}; it must not be negative")

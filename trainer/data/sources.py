@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conversations from JSON Lines: ``{"messages": [{"role": "user", "content": "…"}, …]}`` on every line.
+
+Every line is looked at before anything is trained, and every fault is reported with its place. Fields
+beside ``messages`` are allowed and ignored. Blank lines are no rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from model.errors import ConfigError, InputError
+from model.processor.chat import Message, Role
+from trainer.data.example import Example
+
+ROLES = {role.value: role for role in Role} | {"model": Role.assistant}  # Gemma's own word for it
+NUM_SHOWN = 20  # faults; more would scroll the first ones away
+
+
+class LongRows(StrEnum):
+    """What to do with a conversation of more tokens than a row may have."""
+
+    refuse = "refuse"
+    skip = "skip"
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """What to learn from and what to be measured on.
+
+    Raises:
+        ConfigError: A value is out of its range.
+    """
+
+    train: list[str]  # JSON Lines files
+    validation: list[str] = field(default_factory=list)
+    max_length_tokens: int = 2048
+    long_rows: LongRows = LongRows.refuse
+    shuffle: bool = True
+    max_validation_examples: int | None = None  # measure on the first ones only; null = all
+
+    def __post_init__(self) -> None:
+        if not self.train:
+            raise ConfigError("data.train is empty; name at least one JSON Lines file of conversations")
+        if self.max_length_tokens < 2:
+            raise ConfigError(
+                f"data.max_length_tokens is {self.max_length_tokens}; predicting one token from another takes 2"
+            )
+        if self.max_validation_examples is not None and self.max_validation_examples < 1:
+            raise ConfigError(f"data.max_validation_examples is {self.max_validation_examples}; it must be at least 1")
+
+
+def read_conversations(paths: Sequence[str | Path]) -> list[Example]:
+    """The conversations of all files, in order.
+
+    Raises:
+        InputError: A file is missing or holds no row, or rows are malformed; the first ones are listed.
+    """
+    examples: list[Example] = []
+    faults: list[str] = []
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise InputError(f"data: no file '{path}' (relative names start at {Path.cwd()})")
+        before = len(examples) + len(faults)
+        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+            if line.strip():
+                parse_line(line, f"{path}:{number}", examples, faults)
+        if len(examples) + len(faults) == before:
+            raise InputError(f"data: '{path}' has no rows; each line is one conversation")
+    raise_faults(faults, total=len(examples) + len(faults))
+    return examples
+
+
+def raise_faults(faults: Sequence[str], *, total: int) -> None:
+    """Raise InputError with the first of ``faults`` and the number of all, if there are any."""
+    if not faults:
+        return
+    more = [f"… and {len(faults) - NUM_SHOWN} more"] if len(faults) > NUM_SHOWN else []
+    lines = "\n".join(["", *faults[:NUM_SHOWN], *more])
+    raise InputError(f"data: {len(faults)} of {total} rows cannot be used; mend or remove them{lines}")
+
+
+def fingerprint(paths: Sequence[str | Path]) -> str:
+    """A hash of the content of all files in order: the same data under another name is the same data."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with Path(path).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def parse_line(line: bytes, where: str, examples: list[Example], faults: list[str]) -> None:
+    """Add what ``line`` holds to ``examples``, or what is wrong with it to ``faults``."""
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        byte = line[error.start]
+        faults.append(f"{where}: found byte {byte:#04x} at column {error.start + 1}; expected UTF-8 text")
+        return
+    except json.JSONDecodeError as error:
+        faults.append(f"{where}: found no JSON ({error.msg} at column {error.colno}); expected one object per line")
+        return
+    wrong = list(faults_of(row))
+    if wrong:
+        faults.append(f"{where}: {wrong[0]}")  # one per row, so that the count is one of rows
+        return
+    messages = tuple(Message(ROLES[turn["role"]], turn["content"]) for turn in row["messages"])
+    examples.append(Example(messages, where))
+
+
+def faults_of(row: Any) -> Iterator[str]:
+    """What is wrong with a parsed line, as ``field: found …; expected …``."""
+    if not isinstance(row, dict):
+        yield f"row: found {kind(row)}; expected an object with 'messages'"
+        return
+    if "messages" not in row:
+        yield f"messages: found none (the row has {', '.join(map(repr, row)) or 'no fields'}); expected a list of turns"
+        return
+    messages = row["messages"]
+    if not isinstance(messages, list) or not messages:
+        found = "an empty list" if messages == [] else kind(messages)
+        yield f"messages: found {found}; expected a list of turns"
+        return
+    for index, turn in enumerate(messages):
+        yield from faults_of_turn(turn, f"messages[{index}]")
+    if all(isinstance(turn, dict) and turn.get("role") not in ("assistant", "model") for turn in messages):
+        yield "messages: found no assistant turn; expected at least one, it is what is learnt"
+
+
+def faults_of_turn(turn: Any, field_name: str) -> Iterator[str]:
+    """What is wrong with one turn."""
+    if not isinstance(turn, dict):
+        yield f"{field_name}: found {kind(turn)}; expected an object with 'role' and 'content'"
+        return
+    role, content = turn.get("role"), turn.get("content")
+    if not isinstance(role, str) or role not in ROLES:
+        found = "none" if "role" not in turn else repr(role)
+        yield f"{field_name}.role: found {found}; expected {', '.join(ROLES)}"
+    if not isinstance(content, str):
+        found = "none" if "content" not in turn else kind(content)
+        yield f"{field_name}.content: found {found}; expected a string"
+    elif not content.strip():
+        yield f"{field_name}.content: found no text; expected some"
+
+
+def kind(value: Any) -> str:
+    """What a JSON value is, in words, with its beginning."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    name = names.get(type(value), "a number")
+    return name if value is None or isinstance(value, dict | list) else f"{name} ({str(value)[:40]!r})"
