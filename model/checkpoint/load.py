@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint directory to a model, strict both ways; with a spec, only the sub-model is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from model.checkpoint.names import TIED_HEAD, TOKEN_TABLE, is_tower
+from model.checkpoint.reader import Checkpoint, first_few
+from model.config import TEXT_ONLY, ModelConfig
+from model.errors import CheckpointError, ConfigError
+from model.gemma3n import Gemma3n
+from model.slicing.config import slice_config
+from model.slicing.count import Layout, text_shapes
+from model.slicing.cuts import Placement, place
+from model.slicing.spec import SliceSpec
+
+HEAD_CHUNK_ROWS = 8192  # rows of the head compared with the token table at a time
+
+
+def load(
+    path: Path | str, *, dtype: torch.dtype, device: torch.device | str = "cpu", spec: SliceSpec | None = None
+) -> Gemma3n:
+    """The text decoder of a checkpoint directory, as it is or cut to ``spec`` while it is read.
+
+    A multimodal checkpoint's towers are left on disk, and the model's config is that of a text-only model.
+
+    Args:
+        path: A checkpoint directory, single-file or sharded.
+        dtype: What to compute in; float16 is refused.
+        device: Where to put the parameters.
+        spec: A part of the checkpoint's model, of which only the needed bytes are read.
+
+    Raises:
+        CheckpointError: Tensors are missing, unknown or of another shape than ``config.json`` says.
+        ConfigError: The dtype or ``config.json`` is of a kind that does not work.
+        SliceError: The spec does not fit.
+    """
+    check_dtype(dtype)
+    checkpoint = Checkpoint.open(path)
+    config = text_only(checkpoint.config)
+    spec = spec or SliceSpec.full(config.text)
+    sliced = slice_config(config, spec)
+    check_tensors(checkpoint)
+    check_head(checkpoint)
+
+    gemma = Gemma3n.build(sliced, device=device, dtype=dtype)
+    parameters = dict(gemma.named_parameters())
+    for name in text_shapes(config.text, Layout.used):
+        placement = place(name, spec, config.text)
+        if placement is not None:
+            parameters.pop(placement.name).data.copy_(checkpoint.part(name, placement))
+    assert not parameters, f"the table of cuts does not fill {sorted(parameters)}"
+    return gemma
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raise ConfigError for dtypes that Gemma 3n does not survive."""
+    if dtype is torch.float16:
+        raise ConfigError("dtype float16: Gemma 3n's hidden states overflow in it; use bfloat16 or float32")
+    if dtype not in (torch.bfloat16, torch.float32, torch.float64):
+        raise ConfigError(f"dtype {dtype}: a model is loaded in bfloat16, float32 or float64")
+
+
+def text_only(config: ModelConfig) -> ModelConfig:
+    """The config of a checkpoint's text decoder alone."""
+    if not config.is_multimodal:
+        return config
+    kept = {key: config.published[key] for key in ("transformers_version", "dtype") if key in config.published}
+    published = kept | dict(config.published.get("text_config", {})) | {"model_type": TEXT_ONLY}
+    return ModelConfig(text=config.text, published=published)
+
+
+def check_tensors(checkpoint: Checkpoint) -> None:
+    """Raise one CheckpointError that names all that is missing, extra or misshapen in a checkpoint.
+
+    Towers are not looked at; keys and values of readers and a copy of the head may be there or not.
+    """
+    config = checkpoint.config.text
+    needed, known = text_shapes(config, Layout.used), text_shapes(config, Layout.published)
+    known[TIED_HEAD] = known[TOKEN_TABLE]
+    found = {name for name in checkpoint.names() if not is_tower(name)}
+    misshapen = [
+        f"'{name}' has shape {checkpoint.shape(name)} instead of {known[name]}"
+        for name in sorted(found & known.keys())
+        if checkpoint.shape(name) != known[name]
+    ]
+    problems = (
+        ("missing", [f"'{name}'" for name in sorted(needed.keys() - found)]),
+        ("extra", [f"'{name}'" for name in sorted(found - known.keys())]),
+        ("misshapen", misshapen),
+    )
+    if told := [f"{len(names)} {kind} ({first_few(names)})" for kind, names in problems if names]:
+        raise CheckpointError(
+            f"{checkpoint.path}: tensors do not fit config.json: {'; '.join(told)};"
+            " the two are not of one model, or the copy is incomplete"
+        )
+
+
+def check_head(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError if the file holds a head that is not the token table.
+
+    Gemma 3n's head *is* the token table. A different one, as merging an adapter of the head leaves
+    behind, would be lost without a word.
+    """
+    if TIED_HEAD not in checkpoint.names():
+        return
+    rows = checkpoint.shape(TIED_HEAD)[0]
+    for start in range(0, rows, HEAD_CHUNK_ROWS):
+        chunk = Placement(TIED_HEAD, 0, (range(start, min(start + HEAD_CHUNK_ROWS, rows)),))
+        if not torch.equal(checkpoint.part(TIED_HEAD, chunk), checkpoint.part(TOKEN_TABLE, chunk)):
+            raise CheckpointError(
+                f"{checkpoint.path}: '{TIED_HEAD}' differs from '{TOKEN_TABLE}', but Gemma 3n's head is tied to it;"
+                " a model with a head of its own cannot be loaded"
+            )

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of tensors in files: the published variants of one name, and names that nothing computes with.
+
+Our own names are the published multimodal ones (``model.language_model.layers.0…``). A text-only model
+saved by transformers may lack ``language_model.``.
+"""
+
+from __future__ import annotations
+
+from model.config import TextConfig
+from model.slicing.cuts import TEXT, WHOLE_PREFIXES
+
+TIED_HEAD = "lm_head.weight"  # the head is the token table; a file may hold it a second time
+TOKEN_TABLE = f"{TEXT}.embed_tokens.weight"
+TEXT_ROOTS = frozenset(
+    {
+        "embed_tokens", "embed_tokens_per_layer", "layers", "norm", "altup_projections",
+        "altup_unembed_projections", "per_layer_model_projection", "per_layer_projection_norm",
+    }
+)  # fmt: skip
+
+
+def ours(name: str) -> str:
+    """The name we give to the tensor that a file calls ``name``; unknown names are given back as they are."""
+    root, _, rest = name.partition(".")
+    if root == "model" and rest.partition(".")[0] in TEXT_ROOTS:
+        return f"{TEXT}.{rest}"
+    return name
+
+
+def like(file_name: str, name: str) -> str:
+    """Our ``name``, spelled in the variant that ``file_name`` uses."""
+    if ours(file_name) == file_name:
+        return name
+    return name.replace(f"{TEXT}.", "model.", 1)
+
+
+def is_tower(name: str) -> bool:
+    """Whether this is a tensor of the vision or audio tower, or of their embedders."""
+    return name.startswith(WHOLE_PREFIXES)
+
+
+def unused(config: TextConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what published files hold but no computation reads: keys and values of readers.
+
+    Readers attend to their producer's keys and values, always. Google's files carry their own
+    projections all the same; files written by transformers 5.6 and later do not.
+    """
+    rows = config.num_key_value_heads * config.head_dim
+    shapes = {
+        "k_proj": (rows, config.hidden_size),
+        "v_proj": (rows, config.hidden_size),
+        "k_norm": (config.head_dim,),
+    }
+    return {
+        f"{TEXT}.layers.{layer}.self_attn.{module}.weight": shape
+        for layer in range(config.first_shared_layer, config.num_hidden_layers)
+        for module, shape in shapes.items()
+    }
