@@ -7,8 +7,6 @@ several specs in one step and evaluation of many sizes all work on one set of we
 
 from __future__ import annotations
 
-from typing import Self
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -44,7 +42,7 @@ class Gemma3n(nn.Module):
     @classmethod
     def build(
         cls, config: ModelConfig, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> Self:
+    ) -> Gemma3n:
         """A model of this shape whose parameters hold nothing yet: load them, or ``initialize``."""
         with torch.device("meta"):
             empty = cls(config).to(dtype)

@@ -40,17 +40,20 @@ def tiny_config(**changes: Any) -> ModelConfig:
 
 
 @torch.no_grad()
-def tiny_model(config: ModelConfig | None = None, seed: int = 0, dtype: torch.dtype = torch.float32) -> Gemma3n:
+def tiny_model(
+    config: ModelConfig | None = None, seed: int = 0, *, spread: float = 0.5, dtype: torch.dtype = torch.float32
+) -> Gemma3n:
     """A model of random weights, none of them special.
 
     Norms, output scales and padding rows are random too: at their initial values (one, zero) many
-    mistakes would not show. Matrices are larger than at initialisation, so that every path matters.
+    mistakes would not show. ``spread`` is how much a matrix enlarges its input; at the default every
+    path matters, and rounding errors grow from layer to layer.
     """
     model = Gemma3n.build(config or tiny_config(), dtype=dtype)
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        value = 1.0 + 0.3 * noise if parameter.ndim == 1 else noise * (0.5 / parameter.shape[-1] ** 0.5)
+        value = 1.0 + 0.3 * noise if parameter.ndim == 1 else noise * (spread / parameter.shape[-1] ** 0.5)
         parameter.copy_(value)
     return model
 

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from statistics import NormalDist
+import math
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +28,19 @@ def gaussian_top_k(gate: Float[Tensor, "batch seq width"], sparsity: float) -> F
     Source: Gemma 3n, sparse layers (``activation_sparsity_pattern``); std is the population one.
     """
     # Rounded to the model's dtype like the reference's tensor: a bfloat16 model was trained with 1.6484375.
-    quantile = torch.tensor(NormalDist().inv_cdf(sparsity), dtype=gate.dtype, device=gate.device)
+    quantile = torch.tensor(normal_quantile(sparsity), dtype=gate.dtype, device=gate.device)
     std, mean = torch.std_mean(gate, dim=-1, keepdim=True, correction=0)
     return F.relu(gate - (mean + std * quantile))
+
+
+@cache
+def normal_quantile(share: float) -> float:
+    """Standard deviations above the mean that ``share`` of a normal's values lie below.
+
+    Every step in float32, as the reference takes them: the last bit of it moves every sparse neuron.
+    """
+    share_float32 = torch.tensor(share, dtype=torch.float32, device="cpu")
+    return (torch.erfinv(2 * share_float32 - 1) * math.sqrt(2)).item()
 
 
 class FeedForward(nn.Module):
