@@ -20,3 +20,7 @@ class CheckpointError(MatsliceError):
 
 class InputError(MatsliceError):
     """Data, a prompt or model inputs."""
+
+
+class DivergenceError(MatsliceError):
+    """A training run whose gradient is no longer finite."""

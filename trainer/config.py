@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -37,6 +39,13 @@ class WandbMode(StrEnum):
     off = "off"
     offline = "offline"
     online = "online"
+
+
+# What a resumed run may change: where it runs and what it tells, not what it computes.
+FREE_TO_CHANGE = frozenset({
+    "output", "device", "threads", "recompute_layers", "log_every", "eval_every", "eval_batch_size", "save_every",
+    "keep_checkpoints", "resume", "wandb", "wandb_project",
+})  # fmt: skip
 
 
 @dataclass(kw_only=True, slots=True)
@@ -79,3 +88,8 @@ class TrainerConfig:
             raise ConfigError(f"trainer.max_grad_norm is {self.max_grad_norm}; it must be positive, or null")
         if self.seed < 0:
             raise ConfigError(f"trainer.seed is {self.seed}; it must not be negative")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The values that a resumed run must share with the one it goes on with."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in FREE_TO_CHANGE}

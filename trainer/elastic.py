@@ -8,15 +8,14 @@ between is the sandwich rule of slimmable networks (arXiv 1903.05134).
 
 from __future__ import annotations
 
-import hashlib
 import math
-import random
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from model.config import TextConfig
 from model.errors import ConfigError
 from model.slicing.spec import SliceConfig, SliceSpec
+from trainer.seeding import seeded
 
 
 class ElasticPolicy(StrEnum):
@@ -90,9 +89,7 @@ class SliceSampler:
 
     def draw(self, step: int) -> SliceSpec:
         """The one level that chance gives ``step``."""
-        # A hash, not seed + step: neighbouring seeds must not give the same draws one step apart.
-        digest = hashlib.sha256(f"slice sampler {self.seed} {step}".encode()).digest()
-        return random.Random(int.from_bytes(digest)).choices(self.levels, self.weights)[0]
+        return seeded("slice", self.seed, step).choices(self.levels, self.weights)[0]
 
 
 def named(key: str, written: SliceConfig, text: TextConfig) -> SliceSpec:

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one micro-batch is: the model's inputs, and beside them what it should have said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from model.inputs import Inputs
+
+IGNORED = -100  # label of a position nothing is learnt at; the default of torch's cross-entropy
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs with their labels.
+
+    Labels are *already shifted*: ``labels[b, t]`` is the token that should follow ``inputs.ids[b, t]``, so
+    labels and logits are compared position by position and nobody downstream shifts again.
+    """
+
+    inputs: Inputs
+    labels: Int[Tensor, "batch seq"]
+    examples: int
+
+    @property
+    def supervised_tokens(self) -> int:
+        """How many positions have a label."""
+        return int((self.labels != IGNORED).sum())
+
+    @property
+    def tokens(self) -> int:
+        """How many positions hold a real token, supervised or not."""
+        return int(self.inputs.mask.sum())
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return Batch(self.inputs.to(device), self.labels.to(device), self.examples)

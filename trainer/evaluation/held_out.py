@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well one sub-model says what the assistant said in conversations it was not trained on."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from model.slicing.spec import SliceSpec
+from trainer.data.batch import IGNORED, Batch
+from trainer.data.collate import collate
+from trainer.data.example import Example
+from trainer.data.supervise import TokenRow
+from trainer.loss import token_loss_sum
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Sums over examples; those of two sets of examples add up to those of both."""
+
+    loss_sum: float = 0.0
+    supervised_tokens: int = 0
+    exact: int = 0
+    examples: int = 0
+
+    def __add__(self, other: Score) -> Score:
+        return Score(
+            loss_sum=self.loss_sum + other.loss_sum,
+            supervised_tokens=self.supervised_tokens + other.supervised_tokens,
+            exact=self.exact + other.exact,
+            examples=self.examples + other.examples,
+        )
+
+    @property
+    def loss(self) -> float:
+        """Mean loss in nats per supervised token."""
+        return self.loss_sum / self.supervised_tokens
+
+    @property
+    def perplexity(self) -> float:
+        """Among how many tokens, all alike, the model seems to choose."""
+        return math.exp(min(self.loss, 700.0))  # exp overflows a little above
+
+    @property
+    def accuracy(self) -> float:
+        """Share of examples that greedy decoding would answer to the letter."""
+        return self.exact / self.examples
+
+
+def score_batch(model: nn.Module, batch: Batch, spec: SliceSpec) -> Score:
+    """The score of ``batch`` under ``spec``.
+
+    An example is exact if the most likely token at every supervised position is the one that stands there.
+    That is what greedy decoding would produce, though nothing is decoded: its first token is the most likely
+    one after the prompt; as long as it agrees, decoding goes on from the very text that the model is given
+    here; so the two part at the first disagreement or never. (With several assistant turns, each is judged
+    given the true ones before it.)
+    """
+    logits = model(batch.inputs, spec=spec).logits
+    supervised = batch.labels != IGNORED
+    right = (logits.argmax(dim=-1) == batch.labels) | ~supervised  # batch seq
+    return Score(
+        loss_sum=token_loss_sum(logits, batch.labels).item(),
+        supervised_tokens=int(supervised.sum()),
+        exact=int(right.all(dim=1).sum()),
+        examples=batch.examples,
+    )
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, rows: Sequence[TokenRow], spec: SliceSpec, *, batch_size: int, pad_id: int) -> Score:
+    """The score of ``rows`` under ``spec``; ``model`` is left in the mode, training or not, it was in."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    score = Score()
+    # By length, so that little is padding; the score does not depend on the order.
+    by_length = sorted(rows, key=lambda row: len(row.ids))
+    for start in range(0, len(by_length), batch_size):
+        batch = collate(by_length[start : start + batch_size], pad_id=pad_id).to(device)
+        score += score_batch(model, batch, spec)
+    model.train(was_training)
+    return score
+
+
+def majority_accuracy(train: Iterable[Example], validation: Sequence[Example]) -> float:
+    """The accuracy of always giving the most frequent training answer: what a model must beat to have read anything."""
+    counts = Counter(example.answers for example in train)
+    most = max(counts.values())
+    answer = min(answers for answers, count in counts.items() if count == most)  # a tie must not hang on file order
+    return sum(example.answers == answer for example in validation) / len(validation)

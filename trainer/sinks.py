@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where records go: the console, a JSON Lines file, Weights & Biases. Only the first process has sinks."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from trainer.checkpoint import Run, write_whole
+from trainer.config import TrainerConfig, WandbMode
+from trainer.metrics import Record
+
+METRICS_FILE = "metrics.jsonl"
+WANDB_ID_FILE = "wandb_id"
+
+
+class Sink(Protocol):
+    """Something that records go to."""
+
+    def write(self, record: Record) -> None:
+        """Take one record."""
+        ...
+
+    def close(self) -> None:
+        """Take no more."""
+        ...
+
+
+class ConsoleSink:
+    """A progress bar with the last figures on a terminal; a line per record where output is not one."""
+
+    def __init__(self, *, max_steps: int, resumed_step: int, console: Console) -> None:
+        self.console = console
+        self.progress = Progress(
+            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
+            console=console, disable=not console.is_terminal,
+        )  # fmt: skip
+        self.task = self.progress.add_task("train", total=max_steps, completed=resumed_step, figures="")
+        self.progress.start()
+
+    def write(self, record: Record) -> None:
+        """Move the bar, or print a line."""
+        text = in_words(record)
+        if record["kind"] == "train":
+            self.progress.update(self.task, completed=record["step"], figures=text)
+        if record["kind"] != "train" or not self.console.is_terminal:
+            self.console.print(f"step {record['step']}: {text}", highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self.progress.stop()
+
+
+class JsonlSink:
+    """One line per record, handed to the system before the next step begins.
+
+    What a killed run wrote after the step it is resumed from is cut off: those steps are made again.
+    """
+
+    def __init__(self, path: Path, *, resumed_step: int) -> None:
+        kept = [record for record in read_records(path) if record["step"] <= resumed_step]
+        write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
+        self.file = path.open("a", encoding="utf-8")
+
+    def write(self, record: Record) -> None:
+        """Append a line."""
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        os.fsync(self.file.fileno())
+        self.file.close()
+
+
+class WandbSink:
+    """Weights & Biases; offline it writes under ``directory``, for ``wandb sync`` to send later."""
+
+    def __init__(self, directory: Path, *, mode: WandbMode, project: str, config: Mapping[str, Any]) -> None:
+        import wandb  # heavy, and most runs do without
+
+        id_file = directory / WANDB_ID_FILE
+        if not id_file.exists():
+            write_whole(id_file, uuid.uuid4().hex)
+        self.run = wandb.init(
+            project=project,
+            name=directory.name,
+            dir=directory,
+            config=dict(config),
+            mode="offline" if mode is WandbMode.offline else "online",
+            id=id_file.read_text(encoding="utf-8"),
+            resume="allow",
+        )
+
+    def write(self, record: Record) -> None:
+        """Log the numbers of a record under its kind, those of a validation also under its spec."""
+        group = "/".join(str(record[key]) for key in ("kind", "spec") if key in record)
+        numbers = {key: value for key, value in record.items() if isinstance(value, int | float) and key != "step"}
+        self.run.log({f"{group}/{key}": value for key, value in numbers.items()}, step=record["step"])
+
+    def close(self) -> None:
+        """Finish the run."""
+        self.run.finish()
+
+
+def open_sinks(config: TrainerConfig, run: Run, *, console: Console, settings: Mapping[str, Any]) -> list[Sink]:
+    """The sinks that ``config`` asks for, in the first process; none in the others.
+
+    Args:
+        settings: What to show beside the figures on Weights & Biases.
+    """
+    if not run.accelerator.is_main_process:
+        return []
+    resumed_step = run.resumed_step
+    sinks: list[Sink] = [JsonlSink(run.directory / METRICS_FILE, resumed_step=resumed_step)]
+    if config.wandb is not WandbMode.off:
+        sinks.append(WandbSink(run.directory, mode=config.wandb, project=config.wandb_project, config=settings))
+    sinks.append(ConsoleSink(max_steps=config.max_steps, resumed_step=resumed_step, console=console))
+    return sinks
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """The records of a log; a last line that a killed process left half-written is no record."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue
+
+
+def in_words(record: Record) -> str:
+    """What a person wants to see of a record while waiting."""
+    if record["kind"] == "validation":
+        return (
+            f"validation {record['spec']}: loss {record['loss']:.4f}, perplexity {record['perplexity']:.2f},"
+            f" accuracy {record['accuracy']:.3f}"
+        )
+    minutes, seconds = divmod(round(record["eta_seconds"]), 60)
+    return (
+        f"loss {record['loss']:.4f}  lr {record['learning_rate']:.2e}  {record['tokens_per_second']:.0f} tokens/s"
+        f" ({record['supervised_tokens_per_second']:.0f} supervised)  {record['memory_bytes'] / 2**30:.2f} GiB"
+        f"  {minutes}:{seconds:02d} to go"
+    )
