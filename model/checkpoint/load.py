@@ -9,7 +9,6 @@ import torch
 
 from model.checkpoint.names import TIED_HEAD, TOKEN_TABLE, is_tower
 from model.checkpoint.reader import Checkpoint, first_few
-from model.config import TEXT_ONLY, ModelConfig
 from model.errors import CheckpointError, ConfigError
 from model.gemma3n import Gemma3n
 from model.slicing.config import slice_config
@@ -25,7 +24,7 @@ def load(
 ) -> Gemma3n:
     """The text decoder of a checkpoint directory, as it is or cut to ``spec`` while it is read.
 
-    A multimodal checkpoint's towers are left on disk, and the model's config is that of a text-only model.
+    A multimodal checkpoint's towers are left on disk.
 
     Args:
         path: A checkpoint directory, single-file or sharded.
@@ -40,16 +39,16 @@ def load(
     """
     check_dtype(dtype)
     checkpoint = Checkpoint.open(path)
-    config = text_only(checkpoint.config)
-    spec = spec or SliceSpec.full(config.text)
-    sliced = slice_config(config, spec)
+    config = checkpoint.config.text
+    spec = spec or SliceSpec.full(config)
+    sliced = slice_config(checkpoint.config, spec)
     check_tensors(checkpoint)
     check_head(checkpoint)
 
     gemma = Gemma3n.build(sliced, device=device, dtype=dtype)
     parameters = dict(gemma.named_parameters())
-    for name in text_shapes(config.text, Layout.used):
-        placement = place(name, spec, config.text)
+    for name in text_shapes(config, Layout.used):
+        placement = place(name, spec, config)
         if placement is not None:
             parameters.pop(placement.name).data.copy_(checkpoint.part(name, placement))
     assert not parameters, f"the table of cuts does not fill {sorted(parameters)}"
@@ -62,15 +61,6 @@ def check_dtype(dtype: torch.dtype) -> None:
         raise ConfigError("dtype float16: Gemma 3n's hidden states overflow in it; use bfloat16 or float32")
     if dtype not in (torch.bfloat16, torch.float32, torch.float64):
         raise ConfigError(f"dtype {dtype}: a model is loaded in bfloat16, float32 or float64")
-
-
-def text_only(config: ModelConfig) -> ModelConfig:
-    """The config of a checkpoint's text decoder alone."""
-    if not config.is_multimodal:
-        return config
-    kept = {key: config.published[key] for key in ("transformers_version", "dtype") if key in config.published}
-    published = kept | dict(config.published.get("text_config", {})) | {"model_type": TEXT_ONLY}
-    return ModelConfig(text=config.text, published=published)
 
 
 def check_tensors(checkpoint: Checkpoint) -> None:

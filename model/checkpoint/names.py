@@ -30,9 +30,12 @@ def ours(name: str) -> str:
 
 def like(file_name: str, name: str) -> str:
     """Our ``name``, spelled in the variant that ``file_name`` uses."""
-    if ours(file_name) == file_name:
-        return name
-    return name.replace(f"{TEXT}.", "model.", 1)
+    return name if ours(file_name) == file_name else text_only(name)
+
+
+def text_only(name: str) -> str:
+    """Our ``name`` as transformers' text-only model calls it."""
+    return f"model.{name.removeprefix(f'{TEXT}.')}" if name.startswith(f"{TEXT}.") else name
 
 
 def is_tower(name: str) -> bool:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.checkpoint.directory import whole_directory
-from model.config import CONFIG_FILE, ModelConfig
+from model.config import CONFIG_FILE, TEXT_ONLY, ModelConfig
 from model.errors import CheckpointError
 from model.gemma3n import Gemma3n
 
@@ -34,6 +34,8 @@ def save(
 ) -> None:
     """Write a live model as a checkpoint that ``load`` and transformers read.
 
+    It is the checkpoint of a text-only model, also if the model was read from a multimodal one.
+
     Args:
         model: The model; a LoRA adapter must be merged first.
         target: A directory that does not exist or is empty.
@@ -46,8 +48,17 @@ def save(
     """
     tensors = ((name, parameter.detach()) for name, parameter in model.named_parameters())
     write_checkpoint(
-        tensors, model.config, target, max_shard_bytes=max_shard_bytes, overwrite=overwrite, extras=extras
+        tensors, text_only(model.config), target, max_shard_bytes=max_shard_bytes, overwrite=overwrite, extras=extras
     )  # fmt: skip
+
+
+def text_only(config: ModelConfig) -> ModelConfig:
+    """The config of a model's text decoder alone."""
+    if not config.is_multimodal:
+        return config
+    kept = {key: config.published[key] for key in ("transformers_version", "dtype") if key in config.published}
+    published = kept | dict(config.published.get("text_config", {})) | {"model_type": TEXT_ONLY}
+    return ModelConfig(text=config.text, published=published)
 
 
 def write_checkpoint(

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LoRA by PEFT: attach, save, load, merge. The only file that imports peft.
+
+An adapted feed-forward layer can be narrowed like a plain one: the factors lose exactly what the base
+weight loses, so a sub-model's adapter is the part of its parent's adapter that the table of cuts says.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from peft import LoraConfig, PeftModel, PeftType, TaskType, get_peft_model
+from peft.config import PeftConfig
+from peft.tuners.lora import Embedding, Linear
+from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.adapter.targets import TargetSet, resolve_targets, travelling_name
+from model.checkpoint.directory import whole_directory
+from model.checkpoint.names import TOKEN_TABLE, ours, text_only
+from model.checkpoint.reader import first_few
+from model.checkpoint.writer import METADATA
+from model.config import ModelConfig
+from model.errors import CheckpointError, ConfigError
+from model.gemma3n import Gemma3n
+from model.layers.embedding import ScaledEmbedding
+from model.layers.linear import NarrowLinear
+
+ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."  # of every tensor in a PEFT file
+FACTORS = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
+ADAPTER = "default"  # PEFT's name of the one adapter a model has here
+
+
+@dataclass(kw_only=True, slots=True)
+class AdapterConfig:
+    """A LoRA adapter to train: where it sits, and how large and strong it is (``alpha / rank``)."""
+
+    targets: list[TargetSet] = field(default_factory=lambda: [TargetSet.all_linear])
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rank <= 0 or self.alpha <= 0:
+            raise ConfigError(f"adapter: rank is {self.rank} and alpha {self.alpha}; both must be positive")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"adapter: dropout is {self.dropout}; it must be a share in [0, 1)")
+
+
+class NarrowLoraLinear(Linear):
+    """LoRA around a ``NarrowLinear``: base weight and factors are narrowed alike."""
+
+    def update_layer(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Add an adapter to the layer; PEFT calls this."""
+        super().update_layer(adapter_name, *args, **kwargs)
+        if adapter_name in self.lora_variant:
+            kind = type(self.lora_variant[adapter_name]).__name__
+            raise ConfigError(f"adapter: {kind} cannot be narrowed with its layer; use plain LoRA")
+
+    def forward(
+        self, x: Float[Tensor, "... columns"], rows: int | None = None, columns: int | None = None
+    ) -> Float[Tensor, "... rows"]:
+        """The first ``rows`` outputs from the first ``columns`` inputs, adapter included."""
+        if rows is None and columns is None:
+            return super().forward(x)
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        result = self.base_layer(x, rows=rows, columns=columns)
+        if self.disable_adapters or self.merged:
+            return result
+        dtype = result.dtype
+        for name in self.active_adapters:
+            if name not in self.lora_A:
+                continue
+            down, up = self.lora_A[name].weight[:, :columns], self.lora_B[name].weight[:rows]
+            # Factors are float32 beside a bfloat16 base, as everywhere in PEFT; only the sum is rounded.
+            dropped = self.lora_dropout[name](self._cast_input_dtype(x, down.dtype))
+            bias = self.lora_B[name].bias
+            update = F.linear(F.linear(dropped, down), up, None if bias is None else bias[:rows])
+            result = result + update * self.scaling[name]
+        return result.to(dtype)
+
+
+class ScaledLoraEmbedding(Embedding):
+    """LoRA around a ``ScaledEmbedding``: the adapter's rows are scaled like the table's."""
+
+    def _get_embed_scale(self) -> Tensor:
+        table = cast(ScaledEmbedding, self.get_base_layer())
+        return torch.tensor(table.scale, device=table.weight.device, dtype=table.weight.dtype)
+
+
+def attach(model: Gemma3n, config: AdapterConfig) -> PeftModel:
+    """Freeze ``model``, put a fresh LoRA adapter into it, and give what is to be trained.
+
+    The result is called like the model, ``spec`` included. Factors are float32 whatever the model's dtype.
+    The update is zero at first. ``model`` itself is changed: its layers are wrapped in place.
+
+    Raises:
+        ConfigError: A target set matches nothing.
+    """
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=resolve_targets(model, config.targets),
+    )
+    return cast(PeftModel, get_peft_model(model, with_our_layers(lora)))  # pyright: ignore[reportArgumentType]
+
+
+def load_adapter(model: Gemma3n, directory: Path | str, *, trainable: bool = False) -> PeftModel:
+    """Put a saved LoRA adapter into ``model``, strictly: every tensor finds its place and every place its tensor.
+
+    Reads any PEFT directory, also one trained on transformers' Gemma 3n, multimodal or text-only.
+
+    Raises:
+        CheckpointError: The directory is no LoRA adapter, or one of a model of another shape.
+    """
+    directory = Path(directory)
+    lora, tensors = read_adapter(directory)
+    lora.inference_mode = not trainable
+    lora.task_type = None  # PEFT's task classes expect transformers' call signature
+    lora.target_modules = local_targets(lora.target_modules, tensors)
+    try:
+        adapted = PeftModel(model, with_our_layers(lora), ADAPTER)  # pyright: ignore[reportArgumentType]
+    except ValueError as error:  # PEFT's word for targets that are not in the model
+        raise CheckpointError(f"{directory}: does not fit this model ({error})") from error
+    try:
+        check_factors(directory, tensors, adapter_tensors(adapted))
+    except CheckpointError:
+        cast(Any, adapted).unload()
+        raise
+    set_peft_model_state_dict(adapted, tensors, adapter_name=ADAPTER)
+    return adapted.train(model.training)
+
+
+def save_adapter(adapted: PeftModel, directory: Path | str, *, overwrite: bool = False) -> None:
+    """Write the adapter of a model as an ordinary PEFT directory.
+
+    It loads onto our model, and by ``PeftModel.from_pretrained`` onto the same base in transformers:
+    tensors are named as there, which differs between a multimodal base and a text-only one.
+
+    Raises:
+        CheckpointError: ``directory`` is in use.
+    """
+    base, tensors = cast(Gemma3n, adapted.get_base_model()), adapter_tensors(adapted)
+    lora = copy.copy(cast(LoraConfig, adapted.peft_config[ADAPTER]))
+    # PEFT shortens long lists to leaf names; those would also match modules of the towers.
+    lora.target_modules = sorted({travelling_name(module) for module in adapted_modules(tensors)}, key=natural)
+    lora.task_type, lora.inference_mode = TaskType.CAUSAL_LM, True
+    with whole_directory(Path(directory), overwrite=overwrite, marker=ADAPTER_CONFIG_FILE) as aside:
+        stored = {file_name(name, base.config): value.detach().cpu().contiguous() for name, value in tensors.items()}
+        save_file(stored, aside / ADAPTER_WEIGHTS_FILE, metadata=METADATA)
+        lora.save_pretrained(str(aside))
+
+
+def merge(adapted: PeftModel) -> Gemma3n:
+    """Add the adapter's updates to the weights and give the plain model, under its original names.
+
+    The adapted model is used up. Sums are taken in float32 and rounded once to the model's dtype.
+
+    Raises:
+        CheckpointError: The adapter changes the token table, or the sum is not finite.
+    """
+    if TOKEN_TABLE.removesuffix(".weight") in adapted_modules(adapter_tensors(adapted)):
+        raise CheckpointError(
+            "adapter: changes the token table's reading, but the table is also the head;"
+            " merging would change the head too, so such an adapter cannot be merged"
+        )
+    merged = cast(Gemma3n, cast(Any, adapted).merge_and_unload())
+    for name, parameter in merged.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise CheckpointError(f"adapter: '{name}' is not finite after merging; the adapter or its base is broken")
+    return merged.requires_grad_(True)
+
+
+def with_our_layers(lora: LoraConfig) -> LoraConfig:
+    """The same config, under which PEFT wraps our own kinds of layer in our own kinds of LoRA."""
+    lora._register_custom_module({NarrowLinear: NarrowLoraLinear, ScaledEmbedding: ScaledLoraEmbedding})
+    return lora
+
+
+def adapter_tensors(adapted: PeftModel) -> dict[str, Tensor]:
+    """What PEFT saves of a model, by the names it saves them under."""
+    return get_peft_model_state_dict(adapted, adapter_name=ADAPTER, save_embedding_layers=False)
+
+
+def file_name(name: str, base: ModelConfig) -> str:
+    """The name a tensor of an adapter has in the file: that of the module it belongs to in transformers.
+
+    PEFT 0.21 does not translate between transformers' multimodal and text-only names.
+    """
+    return name if base.is_multimodal else PREFIX + text_only(name.removeprefix(PREFIX))
+
+
+def read_adapter(directory: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """Config and tensors of a PEFT directory, the latter under our names."""
+    for name in (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE):
+        if not (directory / name).is_file():  # PEFT would ask the hub
+            raise CheckpointError(f"{directory}: no {name} there; give the directory of a LoRA adapter")
+    try:
+        lora = PeftConfig.from_pretrained(str(directory))
+        tensors = load_file(directory / ADAPTER_WEIGHTS_FILE)
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{directory}: cannot be read as a PEFT adapter ({error})") from error
+    if not isinstance(lora, LoraConfig) or lora.peft_type != PeftType.LORA:
+        raise CheckpointError(f"{directory}: is a {lora.peft_type} adapter; only LoRA is supported")
+    if lora.use_dora:
+        raise CheckpointError(
+            f"{directory}: is a DoRA adapter, whose magnitudes cannot be narrowed with a sub-model; merge it elsewhere"
+        )
+    return lora, {PREFIX + ours(name.removeprefix(PREFIX)): tensor for name, tensor in tensors.items()}
+
+
+def local_targets(written: Any, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Target modules as our model knows them: a list as written, an expression by what the file holds."""
+    if isinstance(written, str) or written is None:
+        return sorted(adapted_modules(tensors))
+    return sorted(travelling_name(module) for module in written)
+
+
+def adapted_modules(names: Iterable[str]) -> set[str]:
+    """Full paths of the modules that have factors among these tensors of a PEFT file."""
+    return {
+        name.removeprefix(PREFIX).removesuffix(suffix)
+        for name in names
+        for suffix in FACTORS
+        if name.endswith(suffix)
+    }  # fmt: skip
+
+
+def check_factors(directory: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise one CheckpointError that names all that is missing, extra or misshapen in an adapter file."""
+    misshapen = [
+        f"'{name}' has shape {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in sorted(found.keys() & expected.keys())
+        if found[name].shape != expected[name].shape
+    ]
+    # PEFT files of adapted embeddings hold the embedding itself, too.
+    extra = [name for name in sorted(found.keys() - expected.keys()) if not name.endswith(".base_layer.weight")]
+    problems = (("missing", sorted(expected.keys() - found.keys())), ("extra", extra), ("misshapen", misshapen))
+    if told := [f"{len(names)} {kind} ({first_few(names)})" for kind, names in problems if names]:
+        raise CheckpointError(
+            f"{directory}: does not fit this model: {'; '.join(told)};"
+            " give the model it was trained on, or slice the adapter like its base"
+        )
+
+
+def natural(path: str) -> list[tuple[int, str]]:
+    """A sorting key that puts layer 2 before layer 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in path.split(".")]

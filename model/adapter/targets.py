@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Named sets of modules to adapt, resolved to full paths of the modules a model really has.
+
+Never by leaf name: the AltUp projections are called "0", "1" and "2", and so are layers. AltUp itself
+is in no set: its coefficients are used outside their modules, where an adapter would not be seen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from enum import StrEnum
+
+from torch import nn
+
+from model.errors import ConfigError
+
+DECODER = "model.language_model."
+
+
+class TargetSet(StrEnum):
+    """A set of modules to adapt."""
+
+    attention = "attention"  # queries, keys, values, output
+    ffn = "ffn"  # gate, up, down
+    all_linear = "all_linear"  # the seven projections of attention and feed-forward
+    per_layer = "per_layer"  # what the per-layer embeddings pass through
+
+
+ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+FFN = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+IN_LAYERS = {
+    TargetSet.attention: ATTENTION,
+    TargetSet.ffn: FFN,
+    TargetSet.all_linear: ATTENTION + FFN,
+    TargetSet.per_layer: ("per_layer_input_gate", "per_layer_projection"),
+}
+OUTSIDE_LAYERS = {TargetSet.per_layer: ("per_layer_model_projection",)}
+
+
+def resolve_targets(model: nn.Module, sets: Iterable[TargetSet]) -> list[str]:
+    """Full paths of the modules of ``model`` that are in any of ``sets``, in the model's order.
+
+    Readers have no key and value projections, and none are listed for them.
+
+    Raises:
+        ConfigError: No set is given, or one of them matches nothing.
+    """
+    sets = list(sets)
+    if not sets:
+        raise ConfigError(f"adapter: no targets; choose some of {', '.join(TargetSet)}")
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    chosen: set[str] = set()
+    for target_set in sets:
+        pattern = pattern_of(target_set)
+        matched = [name for name in linears if pattern.fullmatch(name)]
+        if not matched:
+            raise ConfigError(
+                f"adapter: target set '{target_set}' matches no module of {type(model).__name__};"
+                " give a Gemma3n without an adapter"
+            )
+        chosen.update(matched)
+    return [name for name in linears if name in chosen]
+
+
+def pattern_of(target_set: TargetSet) -> re.Pattern[str]:
+    """What the full paths of a set look like."""
+    inside = "|".join(map(re.escape, IN_LAYERS[target_set]))
+    alternatives = [rf"layers\.\d+\.(?:{inside})", *map(re.escape, OUTSIDE_LAYERS.get(target_set, ()))]
+    return re.compile(re.escape(DECODER) + rf"(?:{'|'.join(alternatives)})")
+
+
+def travelling_name(path: str) -> str:
+    """A module's path as written into an adapter: it names one module in every published layout.
+
+    PEFT matches the end of a path at a dot, so ``layers.0.mlp.up_proj`` is found below
+    ``model.language_model`` (multimodal, and our own) and below ``model`` (text-only transformers).
+    """
+    return path.removeprefix(DECODER).removeprefix("model.")
