@@ -149,9 +149,9 @@ class TextConfig:
         values["eos_token_id"] = tuple(eos) if isinstance(eos, list) else (eos,)
         for known in dataclasses.fields(cls):
             if known.name not in values and published.get(known.name) is not None:
-                values[known.name] = published[known.name]
-        if "altup_coef_clip" in published:
-            values["altup_coef_clip"] = published["altup_coef_clip"]
+                values[known.name] = like(known.default, known.name, published[known.name])
+        if "altup_coef_clip" in published and published["altup_coef_clip"] is None:
+            values["altup_coef_clip"] = None  # no clipping, which differs from not saying
         return cls(**values)
 
     def publish(self) -> dict[str, Any]:
@@ -207,7 +207,10 @@ class ModelConfig:
         if kind not in (MULTIMODAL, TEXT_ONLY):
             raise ConfigError(f"{path}: model_type is {kind!r}; matslice reads '{MULTIMODAL}' and '{TEXT_ONLY}'")
         try:
-            text = TextConfig.parse(published.get("text_config", {}) if kind == MULTIMODAL else published)
+            part = published.get("text_config") or {} if kind == MULTIMODAL else published
+            if not isinstance(part, dict):
+                raise ConfigError(f"text_config is {part!r}; it must be an object")
+            text = TextConfig.parse(part)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
         return cls(text=text, published=published)
@@ -259,6 +262,14 @@ def rotary_bases(published: Mapping[str, Any]) -> tuple[float, float]:
     )
 
 
+def like(example: Any, name: str, value: Any) -> Any:
+    """``value`` if it is of the kind of ``example`` (a whole number will do for a fraction), or ConfigError."""
+    kinds = (int, float) if isinstance(example, float) else (type(example),)
+    if not isinstance(value, kinds) or isinstance(value, bool) is not isinstance(example, bool):
+        raise ConfigError(f"{name} is {value!r}; it must be of the kind of {example!r}")
+    return value
+
+
 def integer(published: Mapping[str, Any], name: str, default: int) -> int:
     """A whole number, or ConfigError."""
     value = published.get(name, default)
@@ -275,7 +286,10 @@ def per_layer(name: str, value: Any, layers: int, convert: Any) -> tuple[Any, ..
         raise ConfigError(f"{name} is {value!r}; it must be a list with one entry per layer")
     if len(value) != layers:
         raise ConfigError(f"{name} has {len(value)} entries for {layers} layers (num_hidden_layers); give one each")
-    return tuple(convert(entry) for entry in value)
+    try:
+        return tuple(convert(entry) for entry in value)
+    except TypeError:
+        raise ConfigError(f"{name} is {value!r}; every entry must be a number") from None
 
 
 def layer_type(name: str) -> LayerType:

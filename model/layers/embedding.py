@@ -16,7 +16,7 @@ class ScaledEmbedding(nn.Embedding):
         super().__init__(rows, dim, padding_idx=padding_row)
         self.scale = scale
 
-    def forward(self, ids: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq dim"]:
-        """Rows of ``ids``, scaled by the constant as the table's dtype rounds it (√2048 is 45.25 in bfloat16)."""
+    def forward(self, input: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq dim"]:  # noqa: A002 - torch's name
+        """Rows of these ids, scaled by the constant as the table's dtype rounds it (√2048 is 45.25 in bfloat16)."""
         scale = torch.tensor(self.scale, dtype=self.weight.dtype, device=self.weight.device)
-        return F.embedding(ids, self.weight, self.padding_idx) * scale
+        return F.embedding(input, self.weight, self.padding_idx) * scale

@@ -18,7 +18,10 @@ class NarrowLinear(nn.Linear):
         super().__init__(in_features, out_features, bias=False)
 
     def forward(
-        self, x: Float[Tensor, "... columns"], rows: int | None = None, columns: int | None = None
+        self,
+        input: Float[Tensor, "... columns"],  # noqa: A002 - torch's name
+        rows: int | None = None,
+        columns: int | None = None,
     ) -> Float[Tensor, "... rows"]:
         """Apply the map, or its leading part; ``None`` means all of an axis."""
-        return F.linear(x, self.weight[:rows, :columns])
+        return F.linear(input, self.weight[:rows, :columns])

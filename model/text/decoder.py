@@ -101,9 +101,7 @@ class Decoder(nn.Module):
             rows, projected = rows.index_select(2, kept), projected.index_select(2, kept)
         return (self.per_layer_projection_norm(projected) + rows) * share
 
-    def contexts(
-        self, inputs: Inputs, seen: Tensor, dtype: torch.dtype
-    ) -> dict[LayerType, Context]:
+    def contexts(self, inputs: Inputs, seen: Tensor, dtype: torch.dtype) -> dict[LayerType, Context]:
         """Rotations and mask of each layer type. Positions count from the first column, padding included."""
         config, (num_queries, num_keys) = self.config, (inputs.ids.shape[1], seen.shape[1])
         positions = torch.arange(num_keys - num_queries, num_keys, device=inputs.ids.device)[None]

@@ -36,9 +36,7 @@ class DecoderLayer(nn.Module):
         super().__init__()
         dim, eps = config.hidden_size, config.rms_norm_eps
         self.self_attn = Attention(config, produces=index < config.first_shared_layer)
-        self.mlp = FeedForward(
-            dim, config.intermediate_size[index], sparsity=config.activation_sparsity_pattern[index]
-        )
+        self.mlp = FeedForward(dim, config.intermediate_size[index], sparsity=config.activation_sparsity_pattern[index])
         self.altup = AltUp(config)
         self.laurel = Laurel(config)
         self.input_layernorm = RMSNorm(dim, eps)

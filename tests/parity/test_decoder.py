@@ -124,7 +124,8 @@ def test_casting_the_model_leaves_rotary_angles_in_float32() -> None:
     with torch.no_grad():
         exact = model(inputs).logits
         ours = tiny_model(config, spread=0.2).to(torch.bfloat16)(inputs).logits
-        theirs = reference_of(model).to(torch.bfloat16)(inputs.ids, attention_mask=inputs.mask).logits.float()
+        cast = reference_of(model).bfloat16()
+        theirs = cast(inputs.ids, attention_mask=inputs.mask).logits.float()
     assert (ours - exact)[:, 300:].norm() < (theirs - exact)[:, 300:].norm()
 
 
@@ -134,7 +135,7 @@ def test_greedy_decoding_equals_the_reference_far_past_the_window(shape: str) ->
     model, steps = tiny_model(config), config.text.sliding_window + 100
     inputs = tiny_inputs(config, batch=3, seq=7, padding="left")
     reference = reference_of(model)
-    theirs = reference.generate(
+    theirs = reference.generate(  # pyright: ignore[reportAttributeAccessIssue]: transformers' own protocol
         inputs.ids, attention_mask=inputs.mask, max_new_tokens=steps, do_sample=False, eos_token_id=None
     )
     assert isinstance(theirs, Tensor)

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.config import LayerType, ModelConfig, TextConfig
+from model.errors import ConfigError
+from tests.tiny import TINY_TEXT
+
+OLD_FORM = {  # of the released files: one width, two rotary bases beside each other, keys nobody reads
+    "model_type": "gemma3n_text",
+    "num_hidden_layers": 35,
+    "intermediate_size": 16_384,
+    "rope_theta": 1_000_000.0,
+    "rope_local_base_freq": 10_000.0,
+    "rope_scaling": None,
+    "query_pre_attn_scalar": 256,
+}
+NEW_FORM = {
+    "model_type": "gemma3n_text",
+    "num_hidden_layers": 35,
+    "intermediate_size": [16_384] * 35,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 1_000_000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+    },
+}
+
+
+def test_old_and_new_form_say_the_same() -> None:
+    assert TextConfig.parse(OLD_FORM) == TextConfig.parse(NEW_FORM)
+
+
+def test_what_is_published_is_read_back_the_same() -> None:
+    assert TextConfig.parse(TINY_TEXT.publish()) == TINY_TEXT
+
+
+def test_e4b_shares_keys_and_values_of_layers_18_and_19() -> None:
+    config = TextConfig.parse(OLD_FORM)
+    producers = {config.kv_producer(layer) for layer in range(config.first_shared_layer, 35)}
+    assert (config.first_shared_layer, producers) == (20, {18, 19})
+    assert config.layer_types[19] is LayerType.full_attention
+
+
+def test_towers_and_unknown_fields_are_carried_along(tmp_path: Path) -> None:
+    whole = {
+        "model_type": "gemma3n",
+        "vision_config": {"architecture": "mobilenetv5_300m_enc"},
+        "eos_token_id": [1, 106],
+        "text_config": OLD_FORM | {"an_unknown_field": 7},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    config = ModelConfig.read(tmp_path)
+    published = config.publish()
+    assert config.is_multimodal
+    assert published["vision_config"] == whole["vision_config"]
+    assert published["eos_token_id"] == [1, 106]
+    assert published["text_config"]["an_unknown_field"] == 7
+    assert "rope_theta" not in published["text_config"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"intermediate_size": [8] * 3}, "intermediate_size has 3 entries for 35 layers"),
+        ({"intermediate_size": "wide"}, "must be a list with one entry per layer"),
+        ({"layer_types": ["chunked_attention"] * 35}, "allowed are sliding_attention, full_attention"),
+        ({"num_kv_shared_layers": 35}, "allowed are 0 to 34"),
+        ({"num_kv_shared_layers": 33}, "no layer before 2 is of type full_attention"),
+        ({"num_hidden_layers": "many"}, "must be a whole number"),
+        ({"altup_active_idx": 1}, "Gemma 3n has 0"),
+        ({"hidden_activation": "silu"}, "Gemma 3n has 'gelu_pytorch_tanh'"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "no scaling is implemented"),
+        ({"activation_sparsity_pattern": 0.95}, "must be a list with one entry per layer"),
+        ({"activation_sparsity_pattern": [1.0] * 35}, r"shares in \[0, 1\)"),
+        ({"num_key_value_heads": 3}, "cannot share 3 key/value heads evenly"),
+        ({"hidden_size": "big"}, "hidden_size is 'big'; it must be of the kind of 2048"),
+        ({"altup_correct_scale": 1}, "must be of the kind of True"),
+        ({"intermediate_size": [None] * 35}, "every entry must be a number"),
+        ({"head_dim": 7}, "needs an even one"),
+    ],
+)
+def test_a_config_of_something_else_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TextConfig.parse(OLD_FORM | change)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no config.json there"),
+        ("{", "config.json:1: not JSON"),
+        ('{"model_type": "gemma3"}', "model_type is 'gemma3'; matslice reads 'gemma3n' and 'gemma3n_text'"),
+        ("[]", "model_type is None"),
+        ('{"model_type": "gemma3n_text", "num_kv_shared_layers": 99}', "config.json: .*num_kv_shared_layers is 99"),
+        ('{"model_type": "gemma3n", "text_config": 3}', "text_config is 3; it must be an object"),
+    ],
+)  # fmt: skip
+def test_a_directory_of_something_else_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        ModelConfig.read(tmp_path)
