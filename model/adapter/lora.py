@@ -22,7 +22,7 @@ from peft.tuners.lora import Embedding, Linear
 from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.adapter.targets import TargetSet, resolve_targets, travelling_name
 from model.checkpoint.directory import whole_directory
@@ -34,10 +34,8 @@ from model.errors import CheckpointError, ConfigError
 from model.gemma3n import Gemma3n
 from model.layers.embedding import ScaledEmbedding
 from model.layers.linear import NarrowLinear
+from model.slicing.adapter import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, BASE, PREFIX, split
 
-ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."  # of every tensor in a PEFT file
-FACTORS = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
 ADAPTER = "default"  # PEFT's name of the one adapter a model has here
 
 
@@ -82,11 +80,11 @@ class NarrowLoraLinear(Linear):
         for name in self.active_adapters:
             if name not in self.lora_A:
                 continue
-            down, up = self.lora_A[name].weight[:, :columns], self.lora_B[name].weight[:rows]
+            down, up = (cast(nn.Linear, factors[name]) for factors in (self.lora_A, self.lora_B))
             # Factors are float32 beside a bfloat16 base, as everywhere in PEFT; only the sum is rounded.
-            dropped = self.lora_dropout[name](self._cast_input_dtype(x, down.dtype))
-            bias = self.lora_B[name].bias
-            update = F.linear(F.linear(dropped, down), up, None if bias is None else bias[:rows])
+            dropped = self.lora_dropout[name](self._cast_input_dtype(x, down.weight.dtype))
+            bias = None if up.bias is None else up.bias[:rows]
+            update = F.linear(F.linear(dropped, down.weight[:, :columns]), up.weight[:rows], bias)
             result = result + update * self.scaling[name]
         return result.to(dtype)
 
@@ -114,7 +112,7 @@ def attach(model: Gemma3n, config: AdapterConfig) -> PeftModel:
         lora_dropout=config.dropout,
         target_modules=resolve_targets(model, config.targets),
     )
-    return cast(PeftModel, get_peft_model(model, with_our_layers(lora)))  # pyright: ignore[reportArgumentType]
+    return cast(PeftModel, get_peft_model(model, with_our_layers(lora)))
 
 
 def load_adapter(model: Gemma3n, directory: Path | str, *, trainable: bool = False) -> PeftModel:
@@ -131,7 +129,7 @@ def load_adapter(model: Gemma3n, directory: Path | str, *, trainable: bool = Fal
     lora.task_type = None  # PEFT's task classes expect transformers' call signature
     lora.target_modules = local_targets(lora.target_modules, tensors)
     try:
-        adapted = PeftModel(model, with_our_layers(lora), ADAPTER)  # pyright: ignore[reportArgumentType]
+        adapted = PeftModel(model, with_our_layers(lora), ADAPTER)
     except ValueError as error:  # PEFT's word for targets that are not in the model
         raise CheckpointError(f"{directory}: does not fit this model ({error})") from error
     try:
@@ -185,7 +183,7 @@ def merge(adapted: PeftModel) -> Gemma3n:
 
 def with_our_layers(lora: LoraConfig) -> LoraConfig:
     """The same config, under which PEFT wraps our own kinds of layer in our own kinds of LoRA."""
-    lora._register_custom_module({NarrowLinear: NarrowLoraLinear, ScaledEmbedding: ScaledLoraEmbedding})
+    lora._register_custom_module({NarrowLinear: NarrowLoraLinear, ScaledEmbedding: ScaledLoraEmbedding})  # noqa: SLF001 (documented)
     return lora
 
 
@@ -230,12 +228,7 @@ def local_targets(written: Any, tensors: Mapping[str, Tensor]) -> list[str]:
 
 def adapted_modules(names: Iterable[str]) -> set[str]:
     """Full paths of the modules that have factors among these tensors of a PEFT file."""
-    return {
-        name.removeprefix(PREFIX).removesuffix(suffix)
-        for name in names
-        for suffix in FACTORS
-        if name.endswith(suffix)
-    }  # fmt: skip
+    return {module for module, factor in map(split, names) if factor}
 
 
 def check_factors(directory: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -246,7 +239,7 @@ def check_factors(directory: Path, found: Mapping[str, Tensor], expected: Mappin
         if found[name].shape != expected[name].shape
     ]
     # PEFT files of adapted embeddings hold the embedding itself, too.
-    extra = [name for name in sorted(found.keys() - expected.keys()) if not name.endswith(".base_layer.weight")]
+    extra = [name for name in sorted(found.keys() - expected.keys()) if not name.endswith(f"{BASE}.weight")]
     problems = (("missing", sorted(expected.keys() - found.keys())), ("extra", extra), ("misshapen", misshapen))
     if told := [f"{len(names)} {kind} ({first_few(names)})" for kind, names in problems if names]:
         raise CheckpointError(

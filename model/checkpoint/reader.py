@@ -136,7 +136,9 @@ def check_against_index(path: Path, found: set[str], listed: set[str] | None) ->
         return
     lacking, surplus = sorted(listed - found), sorted(found - listed)
     parts = [f"{what} {first_few(names)}" for what, names in (("lacks", lacking), ("also has", surplus)) if names]
-    raise CheckpointError(f"{path}: {' and '.join(parts)}, unlike {INDEX_FILE} says; the files are not of one checkpoint")
+    raise CheckpointError(
+        f"{path}: {' and '.join(parts)}, unlike {INDEX_FILE} says; the files are not of one checkpoint"
+    )
 
 
 def first_few(names: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -92,6 +92,7 @@ NUMBERED = re.compile(
 CUT_OF = {cut.pattern: cut for cut in CUTS}
 
 
+@runtime_checkable
 class Sliceable(Protocol):
     """What a part is taken from: a Tensor, or a safetensors slice that is still on disk."""
 

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The adapter carrier: a LoRA adapter for a sub-model, from one that was trained on the parent.
+
+The update of a weight is ``B @ A``. What the weight loses of its rows, B loses of its rows; what it
+loses of its columns, A loses of its columns. Nothing is trained or approximated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.adapter.targets import travelling_name
+from model.checkpoint.directory import whole_directory
+from model.checkpoint.names import like, ours, text_only
+from model.checkpoint.reader import sha256
+from model.checkpoint.writer import METADATA
+from model.config import TextConfig
+from model.errors import CheckpointError, SliceError
+from model.slicing.checkpoint import LINEAGE_FILE
+from model.slicing.cuts import Placement, place
+from model.slicing.spec import SliceSpec
+
+ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."  # of every tensor in a PEFT file
+BASE = ".base_layer"  # where PEFT keeps what it wraps
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What PEFT appends to a module's path, and which axis of the base weight this tensor carries."""
+
+    suffix: str
+    base_axis: int
+    axis: int  # where the tensor carries it
+
+
+FACTORS = (
+    Factor(".lora_A.weight", base_axis=1, axis=1),
+    Factor(".lora_B.weight", base_axis=0, axis=0),
+    Factor(".lora_B.bias", base_axis=0, axis=0),
+    Factor(".lora_embedding_A", base_axis=0, axis=1),
+    Factor(".lora_embedding_B", base_axis=1, axis=0),
+)
+LAYER_PATH = re.compile(r"(?P<before>(?:.*\.)?layers\.)(?P<layer>\d+)(?P<after>(?:\..*)?)")
+
+
+def slice_adapter(source: Path, target: Path, spec: SliceSpec, config: TextConfig, *, overwrite: bool = False) -> None:
+    """Write the part of a LoRA adapter that belongs to the sub-model ``spec``, as a PEFT directory.
+
+    Args:
+        source: A PEFT directory, trained on a model of ``config``.
+        target: A directory that does not exist or is empty.
+        spec: The part of the parent.
+        config: The parent's text config.
+        overwrite: Whether another adapter at ``target`` may be replaced.
+
+    Raises:
+        CheckpointError: ``source`` is no LoRA adapter that can be read, or ``target`` is in use.
+        SliceError: The spec does not fit the parent, something in the adapter cannot be cut, or nothing
+            of it is left.
+    """
+    source, target = Path(source), Path(target)
+    spec.check(config)
+    written, tensors = read(source)
+    refuse_uncuttable(source, written, tensors)
+    sliced = dict(slice_tensors(tensors, spec, config))
+    if not any(factor for _, factor in map(split, sliced)):
+        raise SliceError(f"slice '{spec.name}': {source} adapts none of the kept layers; nothing is left of it")
+    lineage = {
+        "spec": dataclasses.asdict(spec),
+        "parent": {"sha256": {ADAPTER_WEIGHTS_FILE: sha256(source / ADAPTER_WEIGHTS_FILE)}},
+    }
+    with whole_directory(target, overwrite=overwrite, marker=ADAPTER_CONFIG_FILE) as directory:
+        save_file(sliced, directory / ADAPTER_WEIGHTS_FILE, metadata=METADATA)
+        for name, content in (
+            (ADAPTER_CONFIG_FILE, slice_peft_config(written, tensors, spec)),
+            (LINEAGE_FILE, lineage),
+        ):
+            (directory / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and tensors of a PEFT directory, as they stand in it."""
+    try:
+        written = json.loads((source / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))
+        tensors = load_file(source / ADAPTER_WEIGHTS_FILE)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{source}: no {Path(str(error.filename)).name} there; give a LoRA adapter's directory"
+        ) from None
+    except (json.JSONDecodeError, SafetensorError, OSError) as error:
+        raise CheckpointError(f"{source}: cannot be read as a PEFT adapter ({error})") from error
+    return written, tensors
+
+
+def refuse_uncuttable(source: Path, written: dict[str, Any], tensors: Iterable[str]) -> None:
+    """Raise SliceError, by name, for what has no part that a sub-model could use."""
+    if (kind := written.get("peft_type")) != "LORA":
+        raise CheckpointError(f"{source}: is a {kind} adapter; only LoRA can be sliced")
+    for name in tensors:
+        if ".lora_magnitude_vector" in name:
+            raise SliceError(
+                f"{source}: '{name}' is a DoRA magnitude, a norm over all of a weight's columns;"
+                " it does not hold for a part of them, so DoRA adapters cannot be sliced; merge, then slice the model"
+            )
+    for setting in ("use_dora", "layer_replication", "target_parameters", "trainable_token_indices"):
+        if written.get(setting):
+            raise SliceError(f"{source}: has {setting}, which cannot be sliced; merge, then slice the model")
+
+
+def slice_tensors(tensors: Mapping[str, Tensor], spec: SliceSpec, config: TextConfig) -> Iterator[tuple[str, Tensor]]:
+    """The sub-model's part of each tensor of a PEFT file, under its new name in the same spelling."""
+    for name, tensor in tensors.items():
+        module, factor = split(name)
+        # Not a factor: a module trained in full, or an embedding's base weight that PEFT keeps beside its factors.
+        base_name = f"{module}.weight" if factor else module.replace(f"{BASE}.weight", ".weight")
+        placement = place(ours(base_name), spec, config)
+        if placement is None:
+            continue
+        new_name = like(base_name, placement.name)
+        if factor is None:
+            new_name = new_name if base_name == module else new_name.removesuffix(".weight") + f"{BASE}.weight"
+            yield PREFIX + new_name, placement.take(tensor).contiguous()
+            continue
+        cut_here = placement.axis == factor.base_axis
+        kept = Placement(new_name, factor.axis, placement.ranges).take(tensor) if cut_here else tensor
+        yield PREFIX + new_name.removesuffix(".weight") + factor.suffix, kept.contiguous()
+
+
+def split(name: str) -> tuple[str, Factor | None]:
+    """The module a tensor of a PEFT file belongs to, and which of its factors it is (None: the name is no factor's)."""
+    path = name.removeprefix(PREFIX)
+    for factor in FACTORS:
+        if path.endswith(factor.suffix):
+            return path.removesuffix(factor.suffix), factor
+    return path, None
+
+
+def slice_peft_config(written: Mapping[str, Any], names: Iterable[str], spec: SliceSpec) -> dict[str, Any]:
+    """``adapter_config.json`` with every mention of a layer renumbered, or dropped with its layer.
+
+    Args:
+        written: The parent's.
+        names: Tensors of the parent's adapter: they tell what an expression in ``written`` stood for.
+        spec: The part of the parent.
+    """
+    kept = {layer: position for position, layer in enumerate(spec.kept_layers)}
+    moves = {module: renumbered(module, kept) for module, factor in map(split, names) if factor}
+    moved = {old: new for old, new in moves.items() if new is not None}
+    # The parent's base is not this adapter's base any more.
+    changes: dict[str, Any] = {"base_model_name_or_path": None, "revision": None}
+    for setting in ("target_modules", "exclude_modules", "modules_to_save"):
+        value = written.get(setting)
+        if isinstance(value, list):
+            changes[setting] = [new for entry in value if (new := renumbered(entry, kept)) is not None]
+        elif isinstance(value, str) and value != "all-linear":
+            changes[setting] = sorted(map(travelling_name, moved.values())) if setting == "target_modules" else None
+    layers = written.get("layers_to_transform")
+    if layers is not None:
+        wanted = [layers] if isinstance(layers, int) else layers
+        changes["layers_to_transform"] = [kept[layer] for layer in wanted if layer in kept]
+    for setting in ("rank_pattern", "alpha_pattern"):
+        changes[setting] = slice_pattern(written.get(setting) or {}, moved)
+    return dict(written) | changes
+
+
+def renumbered(path: str, kept: Mapping[int, int]) -> str | None:
+    """A module path with its layer's new number; None if the layer is skipped; as it is if it names no layer."""
+    match = LAYER_PATH.fullmatch(path)
+    if match is None:
+        return path
+    position = kept.get(int(match["layer"]))
+    return None if position is None else f"{match['before']}{position}{match['after']}"
+
+
+def slice_pattern(pattern: Mapping[str, int], moved: Mapping[str, str]) -> dict[str, int]:
+    """A rank or alpha pattern, spelled out per module where its expressions mention layers.
+
+    Args:
+        pattern: Expressions (matched to the end of a path, as PEFT does) and their values.
+        moved: Paths of the adapted modules that stay, in the parent and in the sub-model.
+    """
+    if not any("layers" in key for key in pattern):
+        return dict(pattern)
+    spelled: dict[str, int] = {}
+    for old, new in moved.items():
+        variants = {old, ours(old), text_only(ours(old))}
+        matching = (
+            value
+            for key, value in pattern.items()
+            if any(re.match(rf"(.*\.)?({key})$", variant) for variant in variants)
+        )
+        if (value := next(matching, None)) is not None:
+            spelled[travelling_name(new)] = value
+    return spelled

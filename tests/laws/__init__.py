@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What slicing promises, as equations between ways of getting at the same sub-model."""

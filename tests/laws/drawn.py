@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random legal sub-models, and what the laws compare."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from model.config import TextConfig
+from model.slicing.cuts import Placement
+from model.slicing.spec import SliceSpec
+
+
+@st.composite
+def specs(draw: st.DrawFn, config: TextConfig) -> SliceSpec:
+    """Any legal sub-model: any layers left out whose keys and values no kept layer reads, any widths."""
+    layers = range(config.num_hidden_layers)
+    skipped = draw(st.sets(st.sampled_from(layers), max_size=len(layers) - 1))
+    kept = set(layers) - skipped
+    kept |= {config.kv_producer(layer) for layer in kept}
+    widths = tuple(draw(st.integers(1, config.intermediate_size[layer])) for layer in sorted(kept))
+    spec = SliceSpec("drawn", tuple(sorted(kept)), widths)
+    spec.check(config)
+    return spec
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters, for reading."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def assert_same_tensors(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
+    """Same names, and bit for bit the same values."""
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert torch.equal(tensor, right[name]), name
+
+
+# A narrowed product reads a strided weight, for which BLAS may sum in another order than for a
+# contiguous one; some layers on, float32 results differ in their last digits, gradients a little more.
+TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
+
+
+def assert_close(left: Tensor, right: Tensor) -> None:
+    """The same scores, up to float32."""
+    torch.testing.assert_close(left, right, rtol=0, atol=TOLERANCE * float(right.abs().max()))
+
+
+def assert_same_gradient(left: Tensor, right: Tensor, name: str) -> None:
+    """The same gradient, up to float32 as measured against its largest entry."""
+    tolerance = GRADIENT_TOLERANCE * float(right.abs().max())
+    torch.testing.assert_close(left, right, rtol=0, atol=tolerance, msg=lambda text: f"{name}: {text}")
+
+
+def backward_of(model: nn.Module, scores: Tensor) -> dict[str, Tensor | None]:
+    """Gradients of a loss that every score takes part in, differently."""
+    model.zero_grad(set_to_none=True)
+    generator = torch.Generator().manual_seed(1)
+    (scores * torch.randn(scores.shape, generator=generator)).mean().backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def left_out(gradient: Tensor, placement: Placement) -> Tensor:
+    """The entries that a placement does not take (others set to zero)."""
+    rest = gradient.clone()
+    if placement.axis is None:
+        return torch.zeros_like(rest)
+    for kept in placement.ranges:
+        rest.narrow(placement.axis, kept.start, len(kept)).zero_()
+    return rest
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A directory for one example."""
+    with tempfile.TemporaryDirectory() as directory:
+        yield Path(directory)

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The laws of slicing for a model with a LoRA adapter, over random legal sub-models."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor
+
+from model.adapter.lora import AdapterConfig, attach, load_adapter, merge, save_adapter
+from model.adapter.targets import TargetSet
+from model.gemma3n import Gemma3n
+from model.slicing.adapter import ADAPTER_WEIGHTS_FILE, slice_adapter, slice_tensors
+from model.slicing.config import slice_text_config
+from model.slicing.module import slice_module
+from model.slicing.spec import SliceSpec
+from tests.laws.drawn import (
+    assert_close,
+    assert_same_gradient,
+    assert_same_tensors,
+    backward_of,
+    scratch,
+    specs,
+    weights,
+)
+from tests.tiny import TINY_TEXT, tiny_config, tiny_inputs, tiny_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")  # beartype does, harmlessly
+INPUTS = tiny_inputs(tiny_config(), padding="right")
+
+
+@cache
+def trained() -> Path:
+    """An adapter on everything that can be adapted, whose update is far from zero."""
+    directory = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, directory)
+    torch.manual_seed(3)
+    adapted = attach(tiny_model(), AdapterConfig(targets=[TargetSet.all_linear, TargetSet.per_layer], rank=3, alpha=6))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.2)
+    save_adapter(adapted, directory / "adapter")
+    return directory / "adapter"
+
+
+@cache
+def parent() -> PeftModel:
+    return load_adapter(tiny_model(), trained(), trainable=True)
+
+
+def child(spec: SliceSpec) -> PeftModel:
+    """The sliced base with the sliced adapter."""
+    with scratch() as directory:
+        slice_adapter(trained(), directory / "adapter", spec, TINY_TEXT)
+        return load_adapter(slice_module(tiny_model(), spec), directory / "adapter", trainable=True)
+
+
+@given(spec=specs(TINY_TEXT))
+@settings(max_examples=10)
+def test_the_forward_pass_of_a_spec_is_that_of_the_sliced_base_and_adapter(spec: SliceSpec) -> None:
+    with torch.no_grad():
+        assert_close(parent()(INPUTS, spec=spec).logits, child(spec)(INPUTS).logits)
+
+
+@given(spec=specs(TINY_TEXT))
+@settings(max_examples=8)
+def test_factors_get_the_sliced_adapters_gradients_and_what_is_cut_of_them_none(spec: SliceSpec) -> None:
+    small = child(spec)
+    ours = factor_gradients(backward_of(parent(), parent()(INPUTS, spec=spec).logits))
+    expected = factor_gradients(backward_of(small, small(INPUTS).logits))
+    kept = dict(slice_tensors(ours, spec, TINY_TEXT))
+    assert kept.keys() == expected.keys()
+    for name, gradient in kept.items():
+        assert_same_gradient(gradient, expected[name], name)
+    entries_with_gradient = (sum(int(gradient.count_nonzero()) for gradient in some.values()) for some in (ours, kept))
+    assert next(entries_with_gradient) == next(entries_with_gradient), "entries that are cut got a gradient"
+
+
+def factor_gradients(gradients: dict[str, Tensor | None]) -> dict[str, Tensor]:
+    """Gradients of the factors that got one, named as in a file."""
+    return {name.replace(".default", ""): grad for name, grad in gradients.items() if grad is not None}
+
+
+@given(spec=specs(TINY_TEXT))
+@settings(max_examples=10)
+def test_slicing_commutes_with_merging_an_adapter(spec: SliceSpec) -> None:
+    merged_then_sliced = weights(slice_module(merged_parent(), spec))
+    sliced_then_merged = weights(merge(child(spec)))
+    assert merged_then_sliced.keys() == sliced_then_merged.keys()
+    for name, tensor in sliced_then_merged.items():
+        # B @ A of fewer rows may be summed in another order: the last digit of float32.
+        torch.testing.assert_close(tensor, merged_then_sliced[name], rtol=1e-6, atol=1e-7)
+
+
+@cache
+def merged_parent() -> Gemma3n:
+    return merge(load_adapter(tiny_model(), trained()))
+
+
+@given(data=st.data())
+@settings(max_examples=8)
+def test_slicing_an_adapter_twice_is_slicing_it_once_by_the_composed_spec(data: st.DataObject) -> None:
+    first = data.draw(specs(TINY_TEXT))
+    middle = slice_text_config(TINY_TEXT, first)
+    second = data.draw(specs(middle))
+    with scratch() as directory:
+        slice_adapter(trained(), directory / "first", first, TINY_TEXT)
+        slice_adapter(directory / "first", directory / "twice", second, middle)
+        slice_adapter(trained(), directory / "once", first.then(second), TINY_TEXT)
+        twice, once = (load_file(directory / kind / ADAPTER_WEIGHTS_FILE) for kind in ("twice", "once"))
+    assert_same_tensors(twice, once)
+
+
+def test_the_full_spec_changes_nothing_of_an_adapter() -> None:
+    with scratch() as directory:
+        slice_adapter(trained(), directory / "full", SliceSpec.full(TINY_TEXT), TINY_TEXT)
+        assert_same_tensors(
+            load_file(directory / "full" / ADAPTER_WEIGHTS_FILE), load_file(trained() / ADAPTER_WEIGHTS_FILE)
+        )
