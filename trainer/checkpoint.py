@@ -15,12 +15,10 @@ leaves only whole ones behind. Sampler and order of the data are functions of th
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +26,15 @@ import torch
 from accelerate import Accelerator
 from torch.optim import Optimizer
 
+from model.checkpoint.directory import flush, flush_entry
 from model.errors import CheckpointError, ConfigError
 from trainer.state import TrainState
+from trainer.weights import Weights
 
 RUN_FILE, CHECKPOINTS, WEIGHTS = "run.json", "checkpoints", "weights"
 OPTIMIZER_FILE, STATE_FILE = "optimizer.pt", "state.json"
 WHOLE_NAME = re.compile(r"step_(\d{6,})")
 UNFINISHED = "unfinished_"  # prefix of a checkpoint being written or being deleted
-
-
-@dataclass(frozen=True)
-class Weights:
-    """How the trained weights get to a directory and back; whether model or adapter is the recipe's business.
-
-    ``save`` writes into an existing empty directory. ``load`` copies into the parameters that the optimizer
-    already knows; it must not replace them.
-    """
-
-    save: Callable[[Path], None]
-    load: Callable[[Path], None]
 
 
 class Run:
@@ -117,7 +105,9 @@ class Run:
             state.write(aside / STATE_FILE)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            publish(aside, whole)
+            flush(aside)
+            aside.rename(whole)
+            flush_entry(whole.parent)
             for step in self.steps()[: -self.keep]:
                 discard(self.path(step))
         self.accelerator.wait_for_everyone()
@@ -197,15 +187,6 @@ def restore_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def publish(aside: Path, whole: Path) -> None:
-    """Flush everything under ``aside`` to the disk, then give it its name."""
-    for path in sorted(aside.rglob("*")):
-        flush(path)
-    flush(aside)
-    aside.rename(whole)
-    flush(whole.parent)
-
-
 def discard(whole: Path) -> None:
     """Delete a checkpoint; under another name first, so that half of it never looks like all of it."""
     aside = whole.with_name(f"{UNFINISHED}old_{whole.name}")
@@ -213,19 +194,10 @@ def discard(whole: Path) -> None:
     shutil.rmtree(aside)
 
 
-def flush(path: Path) -> None:
-    """Wait until a file, or the list of names in a directory, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_whole(path: Path, content: str) -> None:
     """Write a text file that is either there or not."""
     aside = path.with_name(UNFINISHED + path.name)
     aside.write_text(content, encoding="utf-8")
-    flush(aside)
+    flush_entry(aside)
     aside.rename(path)
-    flush(path.parent)
+    flush_entry(path.parent)

@@ -14,6 +14,7 @@ from enum import StrEnum
 
 from model.config import TextConfig
 from model.errors import ConfigError
+from model.slicing.count import Layout, count_parameters, text_shapes
 from model.slicing.spec import SliceConfig, SliceSpec
 from trainer.seeding import seeded
 
@@ -74,7 +75,8 @@ class SliceSampler:
         else:
             self.levels = tuple(named(key, written, text) for key, written in config.slices.items())
             self.weights = tuple(config.probabilities.get(key, 1.0) for key in config.slices)
-        by_size = sorted(self.levels, key=lambda spec: size(spec, text))
+        shapes = text_shapes(text, Layout.used)
+        by_size = sorted(self.levels, key=lambda spec: count_parameters(shapes.items(), spec, text))
         self.smallest, self.largest = by_size[0], by_size[-1]
         self.may_skip_layers = any(len(spec.kept_layers) < text.num_hidden_layers for spec in self.levels)
 
@@ -97,9 +99,3 @@ def named(key: str, written: SliceConfig, text: TextConfig) -> SliceSpec:
     if written.name != key:
         raise ConfigError(f"elastic.slices.{key} is named '{written.name}'; key and name must be the same")
     return SliceSpec.resolve(written, text)
-
-
-def size(spec: SliceSpec, text: TextConfig) -> int:
-    """Weights of the decoder layers in use, as far as they differ between specs: to order specs by, not to report."""
-    attention = 2 * text.hidden_size * text.head_dim * text.num_attention_heads
-    return 3 * text.hidden_size * sum(spec.ffn_widths) + attention * len(spec.kept_layers)

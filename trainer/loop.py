@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from model.errors import DivergenceError
 from model.slicing.spec import SliceSpec
-from trainer.checkpoint import Run, Weights
+from trainer.checkpoint import Run
 from trainer.config import TrainerConfig
 from trainer.curve import CURVE_FILE, draw_loss_curve
 from trainer.data.batch import Batch
@@ -29,6 +29,7 @@ from trainer.schedule import Schedule
 from trainer.sinks import METRICS_FILE, Sink, read_records
 from trainer.state import TrainState
 from trainer.step import batch_loss_sum
+from trainer.weights import Weights
 
 NUM_SHOWN = 5  # parameters and rows named when a run has to stop
 

@@ -28,7 +28,7 @@ class ScheduleConfig:
 
     decay: Decay = Decay.cosine
     warmup_steps: int = 0
-    final_share: float = 0.0  # of the peak learning rate, reached in the last step; not for constant
+    final_share: float = 0.0  # of the peak learning rate, reached after the last step; not for constant
 
     def __post_init__(self) -> None:
         if self.warmup_steps < 0:
@@ -50,18 +50,18 @@ class Schedule:
     max_steps: int
 
     def __post_init__(self) -> None:
-        if self.config.warmup_steps > self.max_steps:
+        if self.config.warmup_steps >= self.max_steps:
             raise ConfigError(
                 f"schedule.warmup_steps is {self.config.warmup_steps}, but the run has {self.max_steps} steps"
                 " (trainer.max_steps); warm up for fewer, or train longer"
             )
 
     def at(self, step: int) -> float:
-        """The learning rate of ``step``: never 0 in the warm-up, ``final_share`` of the peak in the last step."""
+        """The learning rate of ``step``, in ``range(max_steps)``: never 0, so that no step is for nothing."""
         warmup = self.config.warmup_steps
         if step < warmup:
             return self.learning_rate * (step + 1) / (warmup + 1)
-        done = min(1.0, (step - warmup) / max(1, self.max_steps - 1 - warmup))
+        done = (step - warmup) / (self.max_steps - warmup)
         floor = self.config.final_share
         match self.config.decay:
             case Decay.constant:

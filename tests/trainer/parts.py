@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tiny run in one call: conversations of letters, a tokenizer of characters, the tiny model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from accelerate import Accelerator
+from rich.console import Console
+from tokenizers import Regex, models, pre_tokenizers
+from torch import nn
+
+from model.adapter.lora import AdapterConfig, attach
+from model.config import TextConfig
+from model.processor.chat import Message, Role
+from model.processor.tokenizer import Tokenizer
+from model.slicing.spec import SliceConfig
+from tests.tiny import TINY_TEXT, tiny_model
+from trainer.checkpoint import Run
+from trainer.config import Device, TrainerConfig
+from trainer.data.example import Example
+from trainer.data.loader import Loader
+from trainer.data.sources import LongRows
+from trainer.data.supervise import TokenRow, tokenize
+from trainer.elastic import ElasticConfig, ElasticPolicy, SliceSampler
+from trainer.loop import Trainer
+from trainer.metrics import Record
+from trainer.optim import OptimConfig, build_optimizer
+from trainer.runtime import start
+from trainer.schedule import Schedule, ScheduleConfig
+from trainer.sinks import METRICS_FILE, Sink, open_sinks, read_records
+from trainer.weights import adapter_weights, model_weights
+
+SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
+CHARACTERS = "\nabcdefghijklmnopqrstuvwxyz0123456789 .,!?"
+SLICES = {
+    "full": SliceConfig(name="full"),
+    "narrow": SliceConfig(name="narrow", ffn_widths=[24]),
+    "short": SliceConfig(name="short", skip_layers=[3, 4, 5], ffn_widths=[16]),
+}
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """One token per character, and the special ones."""
+    pieces = [*SPECIAL, *CHARACTERS]
+    backend = tokenizers.Tokenizer(
+        models.WordLevel({piece: number for number, piece in enumerate(pieces)}, unk_token="<unk>")
+    )
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    backend.add_special_tokens(SPECIAL)
+    return Tokenizer(backend.to_str().encode(), {})
+
+
+def conversation(*texts: str, where: str = "here:1") -> Example:
+    """User and assistant in turn."""
+    roles = (Role.user, Role.assistant) * len(texts)
+    return Example(tuple(Message(role, text) for role, text in zip(roles, texts, strict=False)), where)
+
+
+def spelling(count: int) -> list[Example]:
+    """Conversations of different lengths: repeat the word, which has between one and nine letters."""
+    words = ["abcdefghi"[i % 4 :][: 1 + (i * 5) % 9] or "z" for i in range(count)]
+    return [conversation(f"say {word}", word, where=f"words:{i}") for i, word in enumerate(words, start=1)]
+
+
+def rows(examples: Sequence[Example]) -> list[TokenRow]:
+    """Those conversations as tokens."""
+    return tokenize(examples, tiny_tokenizer(), max_length_tokens=200, long_rows=LongRows.refuse).rows
+
+
+def elastic(policy: ElasticPolicy, names: Sequence[str] = ("full", "narrow", "short")) -> ElasticConfig:
+    """A config of the tiny model's slices."""
+    return ElasticConfig(policy=policy, slices={name: SLICES[name] for name in names})
+
+
+def trainer_config(output: Path, **changes: Any) -> TrainerConfig:
+    """A few steps on the processor, every one of them logged."""
+    values: dict[str, Any] = {"max_steps": 4, "batch_size": 2, "log_every": 1, "device": Device.cpu, "seed": 3}
+    return TrainerConfig(output=output, **values | changes)
+
+
+def tiny_trainer(
+    config: TrainerConfig,
+    *,
+    elastic_config: ElasticConfig | None = None,
+    adapter: AdapterConfig | None = None,
+    model: nn.Module | None = None,
+    text: TextConfig = TINY_TEXT,
+    more_sinks: Sequence[Sink] = (),
+    num_validation: int = 0,
+) -> Trainer:
+    """A trainer ready to fit: the tiny model whole, or an adapter on it."""
+    sampler = SliceSampler(elastic_config or ElasticConfig(), text, seed=config.seed)
+    accelerator: Accelerator = start(config, may_skip_layers=sampler.may_skip_layers)
+    identity = {"trainer": config.identity, "elastic": dataclasses.asdict(elastic_config or ElasticConfig())}
+    run = Run(config.output, identity, keep=config.keep_checkpoints, resume=config.resume, accelerator=accelerator)
+    base = tiny_model()
+    if adapter is not None:
+        trained: Any = attach(base, adapter)
+        weights = adapter_weights(trained)
+    else:
+        trained, weights = base, model_weights(base)
+    optim = OptimConfig(learning_rate=1e-2 if adapter else 1e-3)
+    return Trainer(
+        config=config, accelerator=accelerator, model=model or trained, weights=weights,
+        optimizer=build_optimizer(model or trained, optim),
+        schedule=Schedule(config=ScheduleConfig(warmup_steps=2), learning_rate=optim.learning_rate,
+                          max_steps=config.max_steps),
+        sampler=sampler,
+        loader=Loader(rows(spelling(11)), batch_size=config.batch_size, seed=config.seed, pad_id=0),
+        validation=rows(spelling(num_validation)) if num_validation else [], evaluated=sampler.levels, run=run,
+        sinks=[*open_sinks(config, run, console=Console(quiet=True), settings=identity), *more_sinks],
+    )  # fmt: skip
+
+
+def losses(output: Path) -> list[float]:
+    """The training losses that a run logged, unrounded."""
+    return [record["loss"] for record in read_records(output / METRICS_FILE) if record["kind"] == "train"]
+
+
+class Hook:
+    """A sink that does something after the log line of one step."""
+
+    def __init__(self, step: int, action: Callable[[], None]) -> None:
+        self.step = step
+        self.action = action
+
+    def write(self, record: Record) -> None:
+        if record["step"] == self.step:
+            self.action()
+
+    def close(self) -> None:
+        pass
+
+
+def write_jsonl(path: Path, lines: Sequence[object]) -> Path:
+    """A file with one JSON value per line; strings are written as they are."""
+    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    path.write_text(text, encoding="utf-8")
+    return path

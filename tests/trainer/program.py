@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run as a process of its own, for tests that launch several of them or kill one.
+
+python -m tests.trainer.program '{"output": "…", "policy": "sandwich", "kill_at": 3, …}'
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.adapter.lora import AdapterConfig
+from tests.trainer.parts import Hook, elastic, tiny_trainer, trainer_config
+from trainer.elastic import ElasticPolicy
+from trainer.loop import Trainer
+from trainer.weights import Weights
+
+
+def main(wishes: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    output = Path(wishes.pop("output"))
+    policy = ElasticPolicy(wishes.pop("policy", "off"))
+    adapter = AdapterConfig(rank=4, alpha=8, dropout=0.1) if wishes.pop("adapter", False) else None
+    kill_at, kill_in_save = wishes.pop("kill_at", None), wishes.pop("kill_in_save", False)
+    trainer = tiny_trainer(
+        trainer_config(output, **wishes),
+        elastic_config=elastic(policy),
+        adapter=adapter,
+        num_validation=5,
+        more_sinks=[Hook(kill_at, die)] if kill_at and not kill_in_save else [],
+    )
+    if kill_in_save:
+        die_in_save(trainer, kill_at)
+    trainer.fit()
+    trainer.accelerator.end_training()
+
+
+def die_in_save(trainer: Trainer, step: int) -> None:
+    """Leave the checkpoint of ``step`` half-written."""
+    save: Callable[[Path], None] = trainer.weights.save
+
+    def save_half(directory: Path) -> None:
+        save(directory)
+        if f"{step:06d}" in str(directory):
+            die()
+
+    trainer.weights = Weights(save=save_half, load=trainer.weights.load)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
