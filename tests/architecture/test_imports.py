@@ -39,7 +39,7 @@ def test_every_import_contract_is_kept() -> None:
     ("module", "line", "contract"),
     [
         ("model/planted.py", "import trainer", "models know neither"),
-        ("trainer/planted.py", "import recipes.cli", "models know neither"),
+        ("trainer/planted.py", "import recipes", "models know neither"),
         ("trainer/planted.py", "import omegaconf", "hydra and omegaconf stay in recipes"),
         ("recipes/planted.py", "import accelerate", "accelerate stays in trainer"),
         ("trainer/planted.py", "import peft", "peft stays in model.adapter.lora"),
@@ -50,7 +50,7 @@ def test_a_planted_violation_is_caught(copied_tree: Path, module: str, line: str
     (copied_tree / module).write_text(f"{line}\n", encoding="utf-8")
     result = lint(copied_tree)
     assert result.returncode == 1
-    broken = [text for text in result.stdout.splitlines() if text.endswith("BROKEN")]
+    broken = [text for text in result.stdout.splitlines() if " BROKEN" in text]
     assert len(broken) == 1, result.stdout
     assert contract in broken[0]
     planted = module.removesuffix(".py").replace("/", ".")

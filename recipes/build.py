@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what a person wrote to finished parts: one function per part, and the only place where choices are made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import huggingface_hub
+import torch
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from model.adapter.lora import PeftModel, load_adapter
+from model.checkpoint.load import load
+from model.config import ModelConfig, TextConfig
+from model.errors import CheckpointError, ConfigError, InputError
+from model.gemma3n import Gemma3n
+from model.processor.tokenizer import Tokenizer
+from model.slicing.spec import SliceConfig, SliceSpec
+from recipes.shape import ShapeConfig
+from trainer.config import Device
+from trainer.data.sources import LongRows, read_conversations
+from trainer.data.supervise import TokenRow, TokenRows, tokenize
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+
+
+def find_checkpoint(written: str) -> Path:
+    """The directory that ``checkpoint=`` means: one on this machine, or a model on the Hugging Face hub.
+
+    Raises:
+        CheckpointError: There is no such directory, and no such model can be fetched.
+    """
+    path = Path(written).expanduser()
+    # A folder that is there is meant, also if what should be in it is not: a mistyped path asks no hub.
+    if path.exists() or not HUB_NAME.fullmatch(written) or path.parent.exists():
+        if not path.is_dir():
+            raise CheckpointError(f"checkpoint: no directory '{written}' (relative names start at {Path.cwd()})")
+        return path
+    try:
+        return Path(huggingface_hub.snapshot_download(written, allow_patterns=HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise CheckpointError(
+            f"checkpoint: no directory '{written}' (relative names start at {Path.cwd()}), and the hub gave no model"
+            f" of that name ({str(error).splitlines()[0]}); give a directory, or check name, licence and network"
+        ) from None
+
+
+def find_config(checkpoint: Path | None, shape: ShapeConfig | None) -> ModelConfig:
+    """The config of the model to work on: the checkpoint's, which must have ``shape`` if one is given; or ``shape``.
+
+    Raises:
+        ConfigError: Neither is given, or the two differ.
+    """
+    if checkpoint is None:
+        if shape is None:
+            raise ConfigError(
+                "train: neither checkpoint nor model is given; checkpoint=DIRECTORY goes on from weights,"
+                " model=tiny (or another of conf/model) with tokenizer=DIRECTORY begins from none"
+            )
+        return shape.to_model_config()
+    config = ModelConfig.read(checkpoint)
+    if shape is not None:
+        shape.check(config, str(checkpoint))
+    return config
+
+
+def build_model(config: ModelConfig, checkpoint: Path | None, *, dtype: torch.dtype, seed: int) -> Gemma3n:
+    """The model: with the checkpoint's weights, or with weights drawn from ``seed`` if there is none."""
+    if checkpoint is not None:
+        return load(checkpoint, dtype=dtype)
+    gemma = Gemma3n.build(config, dtype=dtype)
+    gemma.initialize(seed)
+    return gemma
+
+
+def build_adapted(
+    checkpoint: Path, adapter: Path | None, *, dtype: torch.dtype, device: torch.device
+) -> Gemma3n | PeftModel:
+    """A model to ask, with its adapter if it has one."""
+    gemma = load(checkpoint, dtype=dtype, device=device)
+    return (gemma if adapter is None else load_adapter(gemma, adapter)).eval()
+
+
+def find_device(written: Device) -> torch.device:
+    """The device to compute on outside of training."""
+    return torch.device("cuda" if written is Device.auto and torch.cuda.is_available() else "cpu")
+
+
+def build_tokenizer(directory: Path | None, checkpoint: Path | None, config: TextConfig) -> Tokenizer:
+    """The tokenizer in ``directory``, or the checkpoint's.
+
+    Raises:
+        ConfigError: There is neither, or it has tokens the model has no rows for.
+    """
+    source = directory or checkpoint
+    if source is None:
+        raise ConfigError("train: a model without checkpoint= needs a tokenizer; give tokenizer=DIRECTORY")
+    tokenizer = Tokenizer.read(source)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ConfigError(
+            f"tokenizer: the one in '{source}' has {tokenizer.vocab_size} tokens, the model {config.vocab_size}"
+            " (vocab_size); take the tokenizer that belongs to the model, or a larger model.vocab_size"
+        )
+    return tokenizer
+
+
+def build_rows(
+    files: Sequence[str], tokenizer: Tokenizer, config: TextConfig, *, max_length_tokens: int, long_rows: LongRows
+) -> TokenRows:
+    """The conversations of ``files`` as tokens.
+
+    Raises:
+        InputError: A file or a row cannot be used.
+    """
+    found = tokenize(
+        read_conversations(files), tokenizer, max_length_tokens=max_length_tokens, long_rows=long_rows
+    )  # fmt: skip
+    refuse_beyond_positions(found.rows, config)
+    return found
+
+
+def refuse_beyond_positions(rows: Sequence[TokenRow], config: TextConfig) -> None:
+    """Raise InputError for the first row that the model has no positions for."""
+    for row in rows:
+        if len(row.ids) > config.max_position_embeddings:
+            raise InputError(
+                f"{row.where}: {len(row.ids)} tokens, but the model has {config.max_position_embeddings} positions"
+                " (max_position_embeddings); shorten the row, or leave it out with a lower max_length_tokens"
+            )
+
+
+def resolve_sizes(sizes: Mapping[str, SliceConfig], config: TextConfig) -> list[SliceSpec]:
+    """The sub-models of a named set, in its order.
+
+    Raises:
+        ConfigError: The set is empty, or a slice is listed under another name than its own.
+        SliceError: A slice does not fit the model.
+    """
+    if not sizes:
+        raise ConfigError("sizes is empty; name at least one sub-model, as in sizes=full")
+    for key, written in sizes.items():
+        if written.name != key:
+            raise ConfigError(f"sizes.{key} is named '{written.name}'; key and name must be the same")
+    return [SliceSpec.resolve(written, config) for written in sizes.values()]
+
+
+def refuse_existing(output: Path) -> None:
+    """Raise ConfigError if something would be overwritten; for recipes whose work before writing is long."""
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise ConfigError(f"output: '{output}' is already there; choose another name, or remove it")

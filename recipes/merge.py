@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fold an adapter into the weights it was trained on; all else in the checkpoint stays as it is."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from model.adapter.lora import load_adapter, merge
+from model.checkpoint.load import load
+from model.checkpoint.names import TIED_HEAD, TOKEN_TABLE
+from model.checkpoint.reader import Checkpoint
+from model.checkpoint.writer import write_checkpoint
+from model.gemma3n import Gemma3n
+from model.slicing.checkpoint import LINEAGE_FILE, carry_files
+from recipes.build import find_checkpoint, refuse_existing
+from recipes.program import start
+from recipes.schema import MergeRecipe
+
+
+def run(recipe: MergeRecipe) -> None:
+    """Merge, and say where the result is."""
+    refuse_existing(recipe.output)
+    merge_into(find_checkpoint(recipe.checkpoint), recipe.adapter_path, recipe.output)
+    print(f"merged: {recipe.output}")
+
+
+def merge_into(checkpoint: Path, adapter: Path, output: Path) -> None:
+    """Write a checkpoint with the adapter's updates added, in the dtype it is stored in; towers are carried along.
+
+    Raises:
+        CheckpointError: Checkpoint and adapter do not fit, or ``output`` is in use.
+    """
+    source = Checkpoint.open(checkpoint)
+    merged = merge(load_adapter(load(checkpoint, dtype=source.tensor(TOKEN_TABLE).dtype), adapter))
+
+    def add_files(directory: Path) -> None:
+        carry_files(source.path, directory)
+        if (source.path / LINEAGE_FILE).is_file():
+            shutil.copyfile(source.path / LINEAGE_FILE, directory / LINEAGE_FILE)
+
+    write_checkpoint(with_updates(source, merged), source.config, output, extras=add_files)
+
+
+def with_updates(source: Checkpoint, merged: Gemma3n) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a checkpoint, those of the text decoder from ``merged``."""
+    updated = dict(merged.named_parameters())
+    updated[TIED_HEAD] = updated[TOKEN_TABLE]
+    for name in source.names():
+        yield name, updated[name].detach() if name in updated else source.tensor(name)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run from a command line; return the exit status."""
+    return start("merge", run, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

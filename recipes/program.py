@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a recipe becomes a program: Hydra composes its config, the recipe runs.
+
+What a user can mend is said in a line that begins with ``error:``, and the exit status is 2. Anything else
+that goes wrong is ours, and comes with its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from model.errors import ConfigError
+from recipes.schema import register_schemas
+from recipes.wording import REFUSALS, explain, explain_missing
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+REFUSED, INTERRUPTED = 2, 130  # exit status; the second is the shell's for Ctrl-C
+FREE_TEXT = ("prompt", "system")  # keys whose value is meant to the letter
+
+
+def start(name: str, run: Callable[[Any], None], arguments: Sequence[str]) -> int:
+    """Run a recipe with command-line arguments; return the exit status.
+
+    Args:
+        name: The recipe's, and that of its config file.
+        run: What it does, given its filled dataclass.
+    """
+    register_schemas()
+    status = 0
+
+    def job(cfg: DictConfig) -> None:
+        nonlocal status
+        try:
+            if missing := OmegaConf.missing_keys(cfg):
+                raise ConfigError(explain_missing(missing, recipe=name))
+            run(OmegaConf.to_object(cfg))
+        except REFUSALS as error:
+            if wants_traceback:
+                raise
+            # A sweep goes on with its other jobs, so it says which one this was.
+            swept = HydraConfig.get().mode is RunMode.MULTIRUN
+            where = f"in {' '.join(HydraConfig.get().overrides.task)}: " if swept else ""
+            status = refuse(where + explain(error, recipe=name))
+
+    wants_traceback = os.environ.get(FULL_ERROR) == "1"
+    app = hydra.main(version_base="1.3", config_path="pkg://conf", config_name=name)(job)
+    try:
+        with command_line(name, arguments):
+            app()
+    except REFUSALS as error:
+        if wants_traceback:
+            raise
+        return refuse(explain(error, recipe=name))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except SystemExit as leaving:  # --help, and what argparse objects to
+        return leaving.code if isinstance(leaving.code, int) else 0
+    return status
+
+
+def refuse(message: str) -> int:
+    """Say what is wrong with what was asked for."""
+    print(f"error: {message}", file=sys.stderr)
+    return REFUSED
+
+
+@contextmanager
+def command_line(name: str, arguments: Sequence[str]) -> Iterator[None]:
+    """Hydra reads ``sys.argv``, and lets exceptions through only if it is told to show them in full."""
+    argv, full_error = sys.argv, os.environ.get(FULL_ERROR)
+    sys.argv = [f"matslice {name}", *map(quote_free_text, arguments)]
+    os.environ[FULL_ERROR] = "1"
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        if full_error is None:
+            del os.environ[FULL_ERROR]
+        else:
+            os.environ[FULL_ERROR] = full_error
+
+
+def quote_free_text(argument: str) -> str:
+    """Spare the user Hydra's grammar where any character may be part of the value."""
+    key, equals, value = argument.partition("=")
+    if key not in FREE_TEXT or not equals or value == "null":
+        return argument
+    # In Hydra's quotes a backslash counts only before a quote or the end; ${ would be a reference.
+    value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    value = re.sub(r'(\\*)("|\Z)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), value)
+    return f'{key}="{value}"'

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each recipe can be told: one dataclass per recipe, made of the dataclasses of its parts.
+
+Registered with Hydra, these types are what config files and command lines are held against: a key that
+is not here, or a value of another type, is refused before anything is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from hydra.core.config_store import ConfigStore
+
+from model.adapter.lora import AdapterConfig
+from model.generation.sampling import SamplingConfig
+from model.slicing.spec import SliceConfig
+from recipes.shape import ShapeConfig
+from trainer.config import Device, Precision, TrainerConfig
+from trainer.data.sources import DataConfig
+from trainer.elastic import ElasticConfig
+from trainer.optim import OptimConfig
+from trainer.schedule import ScheduleConfig
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainRecipe:
+    """Train a model, or an adapter on it, on conversations: elastically or at full size.
+
+    Weights come from a checkpoint, or are drawn anew in the shape of ``model`` (which then needs a
+    tokenizer); given both, the checkpoint must have that shape.
+    """
+
+    data: DataConfig
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    trainer: TrainerConfig
+    elastic: ElasticConfig
+    sizes: dict[str, SliceConfig]  # sub-models to train, if elastic trains any, and to measure
+    adapter: AdapterConfig | None = None  # null trains every weight
+    model: ShapeConfig | None = None
+    checkpoint: str | None = None  # directory or hub name of published weights
+    tokenizer: Path | None = None  # directory; null takes the checkpoint's
+
+
+@dataclass(kw_only=True, slots=True)
+class SliceRecipe:
+    """Cut a smaller model out of a checkpoint; an adapter is cut alongside, or merged in first."""
+
+    checkpoint: str  # directory or hub name of published weights
+    output: Path  # new directory; a sliced adapter is put in its folder 'adapter'
+    slice: SliceConfig
+    adapter_path: Path | None = None  # directory of a trained adapter
+    merge: bool = False  # fold the adapter into the weights instead of cutting it too
+    check: bool = False  # afterwards compare parent and result on the same tokens; loads both
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluateRecipe:
+    """Measure sub-models of one checkpoint on held-out conversations; the model is loaded once."""
+
+    checkpoint: str  # directory or hub name of published weights
+    files: list[str]  # JSON Lines of conversations
+    sizes: dict[str, SliceConfig]
+    adapter_path: Path | None = None  # directory of a trained adapter
+    output: Path | None = None  # new file for the rows, as JSON Lines
+    max_length_tokens: int = 2048
+    batch_size: int = 8  # conversations
+    precision: Precision = Precision.fp32
+    device: Device = Device.auto
+
+
+@dataclass(kw_only=True, slots=True)
+class GenerateRecipe:
+    """Answer a prompt with a checkpoint, or with a sub-model of it."""
+
+    checkpoint: str  # directory or hub name of published weights
+    slice: SliceConfig
+    generation: SamplingConfig
+    prompt: str | None = None  # null reads standard input
+    system: str | None = None  # instruction put before the prompt
+    adapter_path: Path | None = None  # directory of a trained adapter
+    precision: Precision = Precision.fp32
+    device: Device = Device.auto
+
+
+@dataclass(kw_only=True, slots=True)
+class MergeRecipe:
+    """Fold an adapter into the weights it was trained on."""
+
+    checkpoint: str  # directory or hub name of published weights
+    adapter_path: Path  # directory of a trained adapter
+    output: Path  # new directory
+
+
+SCHEMAS: dict[str, type] = {
+    "train": TrainRecipe,
+    "slice": SliceRecipe,
+    "evaluate": EvaluateRecipe,
+    "generate": GenerateRecipe,
+    "merge": MergeRecipe,
+}
+
+HELP = """\
+{about}
+
+Values, as key=value after the command (matslice {name} a.b=1); ??? must be given:
+
+$CONFIG
+Files that set many values at once, as group=file; conf/ holds them, with comments:
+
+{groups}
+
+Also: --cfg job shows the values without running, --multirun runs every combination of a=1,2 b=3,4,
+--config-dir DIR adds your own files to conf/. HYDRA_FULL_ERROR=1 shows where in the code an error arose.
+"""
+
+
+def register_schemas() -> None:
+    """Tell Hydra the type of every recipe, and its help."""
+    store = ConfigStore.instance()
+    for name, schema in SCHEMAS.items():
+        store.store(name=f"{name}_schema", node=schema)
+        about = "\n".join(line.removeprefix("    ") for line in (schema.__doc__ or "").strip().splitlines())
+        groups = [(known.name, choices(known.name)) for known in dataclasses.fields(schema)]
+        if name == "train":
+            groups.append(("experiment", choices("experiment")))
+        files = "\n".join(f"{group}: {', '.join(options)}" for group, options in groups if options)
+        template = HELP.format(about=about.replace("``", "'"), name=name, groups=files or "none here")
+        store.store(group="hydra/help", name=name, node={"app_name": f"matslice {name}", "template": template})
+
+
+def choices(group: str) -> list[str]:
+    """The files of a config group, by name; of ``""`` the recipes."""
+    folder = resources.files("conf") / group if group else resources.files("conf")
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Hydra and OmegaConf object to, in the words of someone who wants to get on.
+
+They know where a config went wrong; what they do not say is what would have been right there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+from yaml import YAMLError
+
+from model.errors import MatsliceError
+from recipes.schema import SCHEMAS, choices
+
+REFUSALS = (MatsliceError, HydraException, OmegaConfBaseException, YAMLError)  # all that a user can cause
+KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+NOT_OF_KIND = re.compile(r"Value (?P<value>'.*') of type '\w+' could not be converted to (?P<kind>\w+)")
+NOT_A_CHOICE = re.compile(r"Invalid value (?P<value>'.*'), expected one of \[(?P<choices>.*)\]")
+NOT_A_GROUP = re.compile(r"Could not override '(?P<key>[^']*)'\. No match in the defaults list")
+NOT_TEXT = re.compile(r"Cannot convert '\w+' to string: (?P<value>.*)")
+
+
+def explain(error: Exception, *, recipe: str) -> str:
+    """Where, what was found, what is allowed, what to do."""
+    match error:
+        case MatsliceError():
+            return str(error)
+        case MissingConfigException():
+            return explain_missing_file(error)
+        case OverrideParseException():
+            return (
+                f"'{error.override}' is not understood ({error.message.splitlines()[0]}); write key=value, a list as"
+                " key=[1,2], and put the whole of it in single quotes where the shell would change it"
+            )
+        case HydraException() if isinstance(error.__cause__, OmegaConfBaseException):
+            return explain_place(error) + explain_value(error.__cause__)
+        case OmegaConfBaseException():
+            return explain_value(error)
+        case _ if found := NOT_A_GROUP.match(str(error)):
+            return unknown_key(found["key"], keys=[known.name for known in dataclasses.fields(SCHEMAS[recipe])])
+        case _:
+            return str(error)
+
+
+def explain_place(error: Exception) -> str:
+    """The config file an error arose in, if it was one of conf/."""
+    found = re.match(r"In '([^']+)'", str(error))
+    return f"conf/{found[1]}.yaml: " if found else ""
+
+
+def explain_missing_file(error: MissingConfigException) -> str:
+    """A group has no such file."""
+    group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    options = choices(group)
+    if not group:
+        return f"there is no conf/{name}.yaml; recipes are {listed(choices(''))}"
+    return f"{group}={name}: there is no conf/{group}/{name}.yaml; allowed are {listed(options)}{guess(name, options)}"
+
+
+def explain_value(error: OmegaConfBaseException) -> str:
+    """A key that is not there, or a value of another type than is expected there."""
+    where = error.full_key or "config"
+    first_line = (error.msg or str(error)).splitlines()[0]
+    if isinstance(error, ConfigKeyError | ConfigAttributeError):
+        return unknown_key(where, keys=keys_of(error))
+    if isinstance(error, ValidationError):
+        if found := NOT_A_CHOICE.match(first_line):
+            options = found["choices"].split(", ")
+            return f"{where} is {found['value']}; allowed are {listed(options)}{guess(found['value'], options)}"
+        if found := NOT_OF_KIND.match(first_line):
+            return f"{where} is {found['value']}; it must be {KINDS.get(found['kind'], found['kind'])}"
+        if found := NOT_TEXT.match(first_line):
+            return f"{where} is {found['value']}; it must be a text"
+        if "is not a ListConfig, list or tuple" in first_line:
+            return f"{where} is a single value; it must be a list, as in {where}=[…]"
+    return f"{where}: {first_line}"
+
+
+def unknown_key(where: str, *, keys: Collection[str]) -> str:
+    """There is no such key; these there are."""
+    parent, _, key = where.rpartition(".")
+    place = f"'{parent}' has" if parent else "allowed are"
+    return f"{where}: there is no such key; {place} {listed(keys)}{guess(key, keys)}"
+
+
+def keys_of(error: OmegaConfBaseException) -> list[str]:
+    """What is allowed where a key was not found."""
+    if dataclasses.is_dataclass(error.object_type):
+        return [known.name for known in dataclasses.fields(error.object_type)]
+    parent: Any = error.parent_node
+    return [str(key) for key in parent or ()] if isinstance(parent, DictConfig) else []
+
+
+def explain_missing(keys: Iterable[str], *, recipe: str) -> str:
+    """Keys that have no value yet."""
+    told = [f"{key}={'|'.join(options) if (options := choices(key)) else '…'}" for key in sorted(keys)]
+    return f"{recipe}: must be given: {' '.join(told)}; see matslice {recipe} --help"
+
+
+def guess(found: str, options: Collection[str]) -> str:
+    """The option that was probably meant."""
+    near = difflib.get_close_matches(found.strip("'"), options, n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def listed(options: Collection[str]) -> str:
+    """The options in a row."""
+    return ", ".join(options) if options else "none"
