@@ -16,7 +16,7 @@ from model.processor.tokenizer import BOS, END_OF_TURN, START_OF_TURN
 
 CHAT_TEMPLATE = """\
 {{ bos_token }}{% set prefix = '' %}{% if messages[0]['role'] == 'system' %}\
-{% set prefix = messages[0]['content'] | trim + '\\n\\n' %}{% set messages = messages[1:] %}{% endif %}\
+{% set prefix = messages[0]['content'] + '\\n\\n' %}{% set messages = messages[1:] %}{% endif %}\
 {% for message in messages %}\
 {% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}\
 {{ raise_exception('roles must alternate user/assistant') }}{% endif %}\
@@ -56,17 +56,17 @@ class Rendered:
 def render(messages: Sequence[Message], *, add_generation_prompt: bool = False) -> Rendered:
     """Write a conversation in Gemma 3n's turn format, ``<bos>`` first.
 
-    White space around each text is dropped. With ``add_generation_prompt`` the text ends where the
-    assistant's next words go.
+    White space around what users and assistants say is dropped; the system text stays as it is. With
+    ``add_generation_prompt`` the text ends where the assistant's next words go.
 
     Raises:
         InputError: User and assistant do not take turns, the user first; or a text holds a turn mark.
 
-    Source: the chat template published with Gemma 3n (which leaves the system text untrimmed).
+    Source: the chat template published with Gemma 3n.
     """
     check(messages, add_generation_prompt=add_generation_prompt)
     has_system = messages[0].role is Role.system
-    prefix = messages[0].text.strip() + "\n\n" if has_system else ""
+    prefix = messages[0].text + "\n\n" if has_system else ""
     text, assistant = BOS, []
     for message in messages[1:] if has_system else messages:
         speaker = "model" if message.role is Role.assistant else "user"

@@ -44,7 +44,9 @@ class Tokenizer:
         try:
             self._backend = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises Exception itself
-            raise CheckpointError(f"{origin}: not a tokenizer ({error}); take the file that came with the weights") from None
+            raise CheckpointError(
+                f"{origin}: not a tokenizer ({error}); take the file that came with the weights"
+            ) from None
         # A file may ask for cutting or filling; how long a sequence may be is not the vocabulary's business.
         self._backend.no_truncation()
         self._backend.no_padding()
