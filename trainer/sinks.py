@@ -8,7 +8,7 @@ import os
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -21,6 +21,7 @@ METRICS_FILE = "metrics.jsonl"
 WANDB_ID_FILE = "wandb_id"
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Something that records go to."""
 
