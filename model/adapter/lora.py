@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from peft import LoraConfig, PeftModel, PeftType, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, PeftType, get_peft_model
 from peft.config import PeftConfig
 from peft.tuners.lora import Embedding, Linear
 from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
@@ -34,7 +34,7 @@ from model.errors import CheckpointError, ConfigError
 from model.gemma3n import Gemma3n
 from model.layers.embedding import ScaledEmbedding
 from model.layers.linear import NarrowLinear
-from model.slicing.adapter import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, BASE, PREFIX, split
+from model.slicing.adapter import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, BASE, PREFIX, require_files, split
 
 ADAPTER = "default"  # PEFT's name of the one adapter a model has here
 
@@ -154,7 +154,7 @@ def save_adapter(adapted: PeftModel, directory: Path | str, *, overwrite: bool =
     lora = copy.copy(cast(LoraConfig, adapted.peft_config[ADAPTER]))
     # PEFT shortens long lists to leaf names; those would also match modules of the towers.
     lora.target_modules = sorted({travelling_name(module) for module in adapted_modules(tensors)}, key=natural)
-    lora.task_type, lora.inference_mode = TaskType.CAUSAL_LM, True
+    lora.inference_mode = True
     with whole_directory(Path(directory), overwrite=overwrite, marker=ADAPTER_CONFIG_FILE) as aside:
         stored = {file_name(name, base.config): value.detach().cpu().contiguous() for name, value in tensors.items()}
         save_file(stored, aside / ADAPTER_WEIGHTS_FILE, metadata=METADATA)
@@ -202,9 +202,7 @@ def file_name(name: str, base: ModelConfig) -> str:
 
 def read_adapter(directory: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     """Config and tensors of a PEFT directory, the latter under our names."""
-    for name in (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE):
-        if not (directory / name).is_file():  # PEFT would ask the hub
-            raise CheckpointError(f"{directory}: no {name} there; give the directory of a LoRA adapter")
+    require_files(directory)  # for what is missing, PEFT would ask the hub
     try:
         lora = PeftConfig.from_pretrained(str(directory))
         tensors = load_file(directory / ADAPTER_WEIGHTS_FILE)

@@ -93,6 +93,7 @@ def write_tensors(tensors: Iterable[tuple[str, Tensor]], directory: Path, max_sh
         home |= dict.fromkeys(shard, num_shards)
         total_bytes += sum(tensor.nbytes for tensor in shard.values())
         num_shards += 1
+        del shard  # before the next one is filled
     if num_shards == 1:
         numbered(directory, 0).rename(directory / WEIGHTS_FILE)
         return

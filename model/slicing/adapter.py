@@ -91,16 +91,19 @@ def slice_adapter(source: Path, target: Path, spec: SliceSpec, config: TextConfi
 
 def read(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Config and tensors of a PEFT directory, as they stand in it."""
+    require_files(source)
     try:
         written = json.loads((source / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))
-        tensors = load_file(source / ADAPTER_WEIGHTS_FILE)
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{source}: no {Path(str(error.filename)).name} there; give a LoRA adapter's directory"
-        ) from None
+        return written, load_file(source / ADAPTER_WEIGHTS_FILE)
     except (json.JSONDecodeError, SafetensorError, OSError) as error:
         raise CheckpointError(f"{source}: cannot be read as a PEFT adapter ({error})") from error
-    return written, tensors
+
+
+def require_files(directory: Path) -> None:
+    """Raise CheckpointError unless both files of a PEFT directory are there."""
+    for name in (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE):
+        if not (directory / name).is_file():
+            raise CheckpointError(f"{directory}: no {name} there; give the directory of a LoRA adapter")
 
 
 def refuse_uncuttable(source: Path, written: dict[str, Any], tensors: Iterable[str]) -> None:

@@ -160,7 +160,8 @@ def row_of(name: str) -> tuple[str, int | None]:
     if match := NUMBERED.match(name):
         placeholder = "{layer}" if match["kind"] == "layers" else "{stream}"
         row, number = f"{name[: match.start('number')]}{placeholder}.{name[match.end() :]}", int(match["number"])
-    if row not in CUT_OF and row not in WHOLE:
+    is_template = "{" in name  # a row itself, not a tensor's name
+    if is_template or (row not in CUT_OF and row not in WHOLE):
         raise SliceError(f"tensor '{name}' is in no row of model/slicing/cuts.py; add it to CUTS or WHOLE")
     return row, number
 

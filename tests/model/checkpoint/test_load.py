@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Directories to models: strict both ways, whole or in part."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.checkpoint import load as load_module
+from model.checkpoint.load import load
+from model.checkpoint.names import unused
+from model.checkpoint.reader import Checkpoint
+from model.checkpoint.writer import save, write_checkpoint
+from model.config import ModelConfig
+from model.errors import CheckpointError, ConfigError, SliceError
+from model.slicing.cuts import Placement
+from model.slicing.spec import SliceConfig, SliceSpec
+from tests.tiny import TINY_TEXT, tiny_config, tiny_model
+
+TABLE = "model.language_model.embed_tokens.weight"
+NORM = "model.language_model.norm.weight"
+FFN = "model.language_model.layers.0.mlp.up_proj.weight"
+
+
+def tensors() -> dict[str, Tensor]:
+    return {name: parameter.detach() for name, parameter in tiny_model().named_parameters()}
+
+
+def written(directory: Path, changed: dict[str, Tensor | None], config: ModelConfig | None = None) -> Path:
+    """A checkpoint of the tiny model in which some tensors are others, or None: left out."""
+    content = {name: tensor for name, tensor in (tensors() | changed).items() if tensor is not None}
+    write_checkpoint(content.items(), config or tiny_config(), directory / "checkpoint")
+    return directory / "checkpoint"
+
+
+def assert_is_tiny_model(path: Path) -> None:
+    expected = tensors()
+    for name, parameter in load(path, dtype=torch.float32).named_parameters():
+        assert torch.equal(parameter, expected[name]), name
+
+
+@pytest.mark.parametrize("max_shard_bytes", [10_000, 10_000_000])
+def test_a_saved_model_is_loaded_bit_for_bit(tmp_path: Path, max_shard_bytes: int) -> None:
+    save(tiny_model(), tmp_path / "saved", max_shard_bytes=max_shard_bytes)
+    assert_is_tiny_model(tmp_path / "saved")
+
+
+def test_a_loaded_model_has_the_dtype_asked_for_and_can_be_trained(tmp_path: Path) -> None:
+    model = load(written(tmp_path, {}), dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert torch.equal(dict(model.named_parameters())[FFN], tensors()[FFN].bfloat16())
+
+
+def test_float16_is_refused_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"overflow.*use bfloat16 or float32"):
+        load(tmp_path, dtype=torch.float16)
+
+
+def test_one_message_names_all_that_is_missing_extra_and_misshapen(tmp_path: Path) -> None:
+    path = written(tmp_path, {NORM: None, TABLE: None, "model.new.weight": torch.zeros(1), FFN: torch.zeros(2, 3)})
+    expected = (
+        f"2 missing ('{TABLE}', '{NORM}'); 1 extra ('model.new.weight');"
+        f" 1 misshapen ('{FFN}' has shape (2, 3) instead of (48, 32))"
+    )
+    with pytest.raises(CheckpointError, match=re.escape(expected)):
+        load(path, dtype=torch.float32)
+
+
+def test_a_long_list_of_missing_tensors_is_cut(tmp_path: Path) -> None:
+    path = written(tmp_path, {name: None for name in tensors() if ".mlp." in name})
+    with pytest.raises(CheckpointError, match=r"27 missing \(.*\.0\.mlp.* and 24 more\)"):
+        load(path, dtype=torch.float32)
+
+
+def test_keys_and_values_of_readers_are_accepted_and_not_loaded(tmp_path: Path) -> None:
+    assert_is_tiny_model(written(tmp_path, {name: torch.ones(shape) for name, shape in unused(TINY_TEXT).items()}))
+
+
+def test_a_stored_copy_of_the_token_table_as_head_is_accepted(tmp_path: Path) -> None:
+    assert_is_tiny_model(written(tmp_path, {"lm_head.weight": tensors()[TABLE].clone()}))
+
+
+def test_a_head_that_is_not_the_token_table_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_module, "HEAD_CHUNK_ROWS", 7)  # the difference stands in the last chunk
+    head = tensors()[TABLE].clone()
+    head[-1, -1] += 1
+    with pytest.raises(CheckpointError, match="head is tied"):
+        load(written(tmp_path, {"lm_head.weight": head}), dtype=torch.float32)
+
+
+def test_the_text_decoder_of_a_multimodal_checkpoint_is_loaded(tmp_path: Path) -> None:
+    published = {"model_type": "gemma3n", "text_config": TINY_TEXT.publish(), "vision_config": {}}
+    tower: dict[str, Tensor | None] = {"model.vision_tower.timm_model.x": torch.zeros(1)}
+    assert_is_tiny_model(written(tmp_path, tower, ModelConfig(text=TINY_TEXT, published=published)))
+
+
+def test_names_without_language_model_are_read(tmp_path: Path) -> None:
+    renamed = {name.replace(".language_model", ""): tensor for name, tensor in tensors().items()}
+    write_checkpoint(renamed.items(), tiny_config(), tmp_path / "text")
+    assert_is_tiny_model(tmp_path / "text")
+
+
+def test_of_a_sub_model_only_the_needed_entries_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = SliceSpec.resolve(SliceConfig(name="small", skip_layers=[3, 4, 5], ffn_widths=[16]), TINY_TEXT)
+    path, read, part = written(tmp_path, {}), [], Checkpoint.part
+
+    def watched(self: Checkpoint, name: str, placement: Placement) -> Tensor:
+        read.append(part(self, name, placement))
+        return read[-1]
+
+    monkeypatch.setattr(Checkpoint, "part", watched)
+    model = load(path, dtype=torch.float32, spec=spec)
+    assert sum(tensor.numel() for tensor in read) == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_a_spec_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SliceError, match="width 64"):
+        load(written(tmp_path, {}), dtype=torch.float32, spec=SliceSpec("wide", tuple(range(9)), (64,) * 9))
+
+
+def test_a_checkpoint_of_another_config_is_refused(tmp_path: Path) -> None:
+    other = tiny_config(hidden_size=24)
+    with pytest.raises(CheckpointError, match="177 misshapen"):
+        load(written(tmp_path, {}, other), dtype=torch.float32)

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints as they stand on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from model.checkpoint.writer import save, shards, write_checkpoint
+from model.config import ModelConfig
+from model.errors import CheckpointError
+from tests.tiny import TINY_TEXT, tiny_config, tiny_model
+
+
+def numbers(*sizes: int) -> Iterator[tuple[str, Tensor]]:
+    for position, size in enumerate(sizes):
+        yield f"t{position}", torch.zeros(size)  # four bytes each
+
+
+def test_shards_stay_below_the_limit_unless_they_hold_a_single_tensor() -> None:
+    assert [list(shard) for shard in shards(numbers(2, 2, 9, 1, 1), 16)] == [["t0", "t1"], ["t2"], ["t3", "t4"]]
+
+
+def test_no_more_than_one_shard_is_held_in_memory() -> None:
+    asked: list[str] = []
+
+    def watched() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in numbers(4, 4, 4, 4):
+            asked.append(name)
+            yield name, tensor
+
+    stream = shards(watched(), 32)
+    next(stream)
+    assert asked == ["t0", "t1", "t2"]  # the third does not fit the first shard, and that had to be seen
+
+
+def test_a_model_of_several_shards_has_an_index_with_every_tensor_and_the_total_size(tmp_path: Path) -> None:
+    model = tiny_model()
+    save(model, tmp_path / "out", max_shard_bytes=50_000)
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == {name for name, _ in model.named_parameters()}
+    assert index["metadata"]["total_size"] == sum(parameter.nbytes for parameter in model.parameters())
+    files = sorted({*index["weight_map"].values()})
+    assert files == [f"model-{number:05}-of-{len(files):05}.safetensors" for number in range(1, len(files) + 1)]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.safetensors")) == files
+
+
+def test_a_small_model_is_one_file_that_says_its_format(tmp_path: Path) -> None:
+    save(tiny_model(), tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
+    with safe_open(tmp_path / "out" / "model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_a_view_is_written_without_the_rest_of_its_memory(tmp_path: Path) -> None:
+    big = torch.arange(1000.0).view(10, 100)
+    write_checkpoint([("row", big[3]), ("columns", big[:, :2])], tiny_config(), tmp_path / "out")
+    with safe_open(tmp_path / "out" / "model.safetensors", framework="pt") as file:
+        assert torch.equal(file.get_tensor("row"), big[3])
+        assert torch.equal(file.get_tensor("columns"), big[:, :2])
+
+
+def test_extra_files_are_written_before_the_directory_appears(tmp_path: Path) -> None:
+    def add(directory: Path) -> None:
+        assert not (tmp_path / "out").exists()
+        (directory / "tokenizer.json").write_text("{}")
+
+    save(tiny_model(), tmp_path / "out", extras=add)
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+def test_a_name_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="'a' comes twice"):
+        write_checkpoint([("a", torch.zeros(1)), ("a", torch.ones(1))], tiny_config(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_text_decoder_out_of_a_multimodal_checkpoint_is_saved_as_a_text_only_model(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.config = ModelConfig(
+        text=TINY_TEXT, published={"model_type": "gemma3n", "text_config": {}, "vision_config": {}}
+    )
+    save(model, tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["model_type"] == "gemma3n_text"
+    assert "vision_config" not in written
