@@ -27,7 +27,7 @@ help:
 	@echo 'make test-gpu       the tests that need a CUDA device'
 	@echo 'make check          format, lint, types, import layering'
 	@echo 'make format         rewrite the sources as make check wants them'
-	@echo 'make bench-forward  time of a training step per sub-model'
+	@echo 'make bench-forward  the decoder against transformers, and what each sub-model costs'
 	@echo 'make clean          remove .venv and caches'
 
 setup: $(READY)
@@ -62,7 +62,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 bench-forward: $(READY)
-	$(BIN)/python -m tests.bench.forward
+	$(BIN)/python -m tests.bench.decoder
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

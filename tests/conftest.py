@@ -10,6 +10,8 @@ os.environ["WANDB_MODE"] = "offline"
 import torch
 from hypothesis import HealthCheck, settings
 
+import tests.typecheck  # noqa: F401 - jaxtyping's hook looks it up as an attribute of `tests`
+
 torch.set_num_threads(1)
 
 # Derandomised: a red test stays red until someone mends it. No deadline: the machine may be busy.

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every file in conf/ composes with every recipe that has its group, becomes its dataclass, and is explained."""
+
+import dataclasses
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig, OmegaConf
+
+from model.config import TextConfig
+from model.slicing.count import Layout, count_effective_parameters, count_parameters, text_shapes
+from model.slicing.spec import SliceConfig, SliceSpec
+from recipes.schema import SCHEMAS, choices, register_schemas
+from recipes.shape import ShapeConfig
+
+CONF = Path(__file__).parents[2] / "conf"
+FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
+NOT_IN_A_SCHEMA = {"experiment": ["train"], "program": list(SCHEMAS)}  # groups that fill no field of their own
+GIVEN = {  # what only a user can know
+    "checkpoint": "weights", "output": "out", "adapter_path": "adapter", "files": ["a.jsonl"], "slice": "full",
+    "data.train": ["a.jsonl"], "trainer.output": "runs/a", "trainer.max_steps": 100,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hydra_with_conf() -> Iterator[None]:
+    register_schemas()
+    with initialize_config_module(config_module="conf", version_base="1.3"):
+        yield
+
+
+def complete(recipe: str, overrides: list[str]) -> Any:
+    """The recipe's dataclass, filled from ``overrides`` and, where they say nothing, from GIVEN."""
+    if recipe == "slice" and not any(override.startswith("slice=") for override in overrides):
+        overrides = [*overrides, "slice=full"]
+    cfg: DictConfig = compose(recipe, overrides)
+    for key in OmegaConf.missing_keys(cfg):
+        OmegaConf.update(cfg, key, GIVEN[key])
+    return OmegaConf.to_object(cfg)
+
+
+def recipes_with(group: str) -> list[str]:
+    fields = {name: {known.name for known in dataclasses.fields(schema)} for name, schema in SCHEMAS.items()}
+    return NOT_IN_A_SCHEMA.get(group) or [name for name, known in fields.items() if group in known]
+
+
+USES = [
+    (recipe, str(path.parent), path.stem)
+    for path in FILES if path.parent != Path()
+    for recipe in recipes_with(str(path.parent))
+]  # fmt: skip
+
+
+def slice_named(name: str) -> SliceConfig:
+    return complete("slice", [f"slice={name}"]).slice
+
+
+def shape_named(name: str) -> TextConfig:
+    shape: ShapeConfig = complete("train", [f"model={name}"]).model
+    return shape.to_model_config().text
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_every_file_is_a_recipe_or_in_a_group_that_one_has(path: Path) -> None:
+    if path.parent == Path():
+        assert path.stem in SCHEMAS
+    else:
+        assert recipes_with(str(path.parent))
+
+
+@pytest.mark.parametrize("recipe", SCHEMAS)
+def test_every_recipe_becomes_its_dataclass(recipe: str) -> None:
+    assert isinstance(complete(recipe, []), SCHEMAS[recipe])
+
+
+@pytest.mark.parametrize(("recipe", "group", "option"), USES)
+def test_every_option_becomes_part_of_the_recipe(recipe: str, group: str, option: str) -> None:
+    where = "@hydra" if group == "program" else ""
+    assert isinstance(complete(recipe, [f"{group}{where}={option}"]), SCHEMAS[recipe])
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_every_file_says_what_it_is_and_how_to_run_it(path: Path) -> None:
+    lines = [line for line in (CONF / path).read_text(encoding="utf-8").splitlines() if "# @package" not in line]
+    assert re.fullmatch(r"# [A-Z]?\S.*", lines[0])
+    assert path.parts[0] == "program" or lines[1].startswith("#   matslice ")
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parts[0] != "program"], ids=str)
+def test_the_command_in_every_file_is_one_that_works(path: Path) -> None:
+    found = re.search(r"^#   matslice (.*)$", (CONF / path).read_text(encoding="utf-8"), re.MULTILINE)
+    assert found is not None
+    recipe, *overrides = shlex.split(found[1])
+    complete(recipe, [override for override in overrides if not override.startswith("prompt=")])
+    assert path.parent == Path() or any(override.startswith(f"{path.parent}={path.stem}") for override in overrides)
+
+
+@pytest.mark.parametrize("name", choices("slice"))
+def test_every_slice_is_part_of_the_model_it_is_made_for(name: str) -> None:
+    parent = shape_named("tiny" if name.startswith("tiny") else "e4b")
+    written = slice_named(name)
+    assert written.name == name
+    assert SliceSpec.resolve(written, parent).is_full(parent) == (name == "full")
+
+
+def test_a_slice_named_by_its_size_has_about_that_many_effective_parameters() -> None:
+    parent = shape_named("e4b")
+    shapes = text_shapes(parent, Layout.published).items()
+    for name in choices("slice"):
+        if found := re.fullmatch(r"e(\d)_(\d\d)b", name):
+            spec = SliceSpec.resolve(slice_named(name), parent)
+            billions = count_effective_parameters(shapes, spec, parent) / 1e9
+            # Google's names are up to 0.02 billion above the exact counts.
+            assert billions == pytest.approx(float(f"{found[1]}.{found[2]}"), abs=0.02)
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("e4b", 6_835_235_568), ("e2b", 4_435_182_688)])
+def test_the_published_shapes_have_the_published_sizes(name: str, parameters: int) -> None:
+    text = shape_named(name)
+    assert count_parameters(text_shapes(text, Layout.used).items(), SliceSpec.full(text), text) == parameters
+
+
+def test_e2b_is_the_e2b_slice_of_e4b() -> None:
+    e4b, e2b = shape_named("e4b"), shape_named("e2b")
+    spec = SliceSpec.resolve(slice_named("e2b"), e4b)
+    assert spec.ffn_widths == e2b.intermediate_size
+    assert tuple(e4b.layer_types[layer] for layer in spec.kept_layers) == e2b.layer_types
+    assert (
+        tuple(e4b.activation_sparsity_pattern[layer] for layer in spec.kept_layers) == e2b.activation_sparsity_pattern
+    )
+
+
+def test_the_tiny_shape_has_every_mechanism_on() -> None:
+    tiny = shape_named("tiny")
+    assert {tiny.kv_producer(layer) for layer in range(5, 15)} == {3, 4}
+    assert {sparsity > 0 for sparsity in tiny.activation_sparsity_pattern} == {True, False}
+    assert set(slice_named("tiny_e2b").skip_layers) == set(range(5, 10))
+
+
+@pytest.mark.parametrize("name", choices("sizes"))
+def test_sizes_go_by_the_names_of_their_slices(name: str) -> None:
+    sizes = complete("train", [f"sizes={name}"]).sizes
+    assert {key: written.name for key, written in sizes.items()} == {key: key for key in sizes}
+
+
+@pytest.mark.parametrize("policy", ["sample", "sandwich"])
+def test_elastic_training_draws_from_the_sizes(policy: str) -> None:
+    recipe = complete("train", [f"elastic={policy}", "sizes=tiny"])
+    assert recipe.elastic.slices == recipe.sizes
+    assert len(recipe.sizes) == len(choices("slice")) - len([n for n in choices("slice") if n.startswith("e")])
+
+
+def test_a_size_can_be_added_on_the_command_line() -> None:
+    added = ["+slice@sizes.mine=full", "sizes.mine.name=mine", "sizes.mine.ffn_widths=[24]"]
+    recipe = complete("train", [*added, "elastic=sample"])
+    assert recipe.elastic.slices["mine"] == SliceConfig(name="mine", ffn_widths=[24])

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is the same for every recipe: help, showing the config, sweeps, tracebacks, text to the letter."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from model.errors import ConfigError
+from recipes.cli import RECIPES, main
+from recipes.program import quote_free_text
+from recipes.schema import SCHEMAS, choices
+
+
+def test_matslice_alone_lists_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"matslice {name} " in shown for name in RECIPES)
+
+
+def test_there_is_a_schema_and_a_config_for_every_recipe() -> None:
+    assert sorted(RECIPES) == sorted(SCHEMAS) == choices("")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_help_says_what_can_be_chosen(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([recipe, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert (SCHEMAS[recipe].__doc__ or "").splitlines()[0] in shown
+    assert "checkpoint:" in shown
+    if recipe == "train":
+        assert "optim: adamw" in shown
+
+
+def test_cfg_job_shows_the_config_and_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["slice", "checkpoint=nowhere", "slice=e2b", "output=x", "--cfg", "job"]) == 0
+    shown = OmegaConf.create(capsys.readouterr().out)
+    assert shown["slice"]["ffn_widths"] == [8192]
+
+
+def test_a_sweep_runs_every_combination_and_survives_a_bad_one(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # Hydra notes there what was swept
+    words = ["slice", f"checkpoint={weights}", "slice=full", "slice.name=w${slice.ffn_widths.0}"]
+    assert main([*words, "slice.ffn_widths=[24],[99],[16]", "output=${slice.name}", "--multirun"]) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "w16", "w24"]
+    assert "slice.ffn_widths=[99]" in capsys.readouterr().err
+
+
+def test_a_sweep_leaves_the_command_line_as_it_was(weights: Path) -> None:
+    before = list(sys.argv)
+    main(["slice", f"checkpoint={weights}", "nonsense=1"])
+    assert sys.argv == before
+
+
+def test_hydra_full_error_shows_the_exception(train: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(ConfigError, match="max_steps"):
+        train("trainer.max_steps=-1")
+
+
+@given(text=st.text(st.characters(codec="utf-8"), min_size=1))
+def test_a_prompt_arrives_to_the_letter(text: str) -> None:
+    override = OverridesParser.create().parse_override(quote_free_text(f"prompt={text}"))
+    value = OmegaConf.create({"prompt": override.value()})["prompt"]
+    assert value == text
+
+
+@pytest.mark.parametrize("text", ["a, b", "${x}", '\\"', "\\", "\\${x}", "'", "a=b", "[1", "null?", "# no", "x\\\\"])
+def test_a_prompt_may_look_like_hydras_grammar(text: str) -> None:
+    override = OverridesParser.create().parse_override(quote_free_text(f"prompt={text}"))
+    assert OmegaConf.create({"prompt": override.value()})["prompt"] == text
