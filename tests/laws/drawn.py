@@ -42,9 +42,9 @@ def assert_same_tensors(left: dict[str, Tensor], right: dict[str, Tensor]) -> No
         assert torch.equal(tensor, right[name]), name
 
 
-# A narrowed product reads a strided weight, for which BLAS may sum in another order than for a
-# contiguous one; some layers on, float32 results differ in their last digits, gradients a little more.
-TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
+# Bit for bit the same on the CPUs tried. Elsewhere BLAS may sum a narrowed product, which reads a strided
+# weight, in another order; and a change of one rounding in every weight moves scores by up to 1e-4.
+TOLERANCE, GRADIENT_TOLERANCE = 2e-4, 1e-3
 
 
 def assert_close(left: Tensor, right: Tensor) -> None:
