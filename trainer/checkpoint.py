@@ -129,7 +129,7 @@ class Run:
             own = directory / self.random_file
             if own.exists():  # there is none for processes that were not part of the run before
                 restore_random_state(torch.load(own, weights_only=True))
-        except (OSError, ValueError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
+        except (OSError, EOFError, ValueError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
             raise CheckpointError(
                 f"{directory}: cannot be resumed from ({error}); delete it to use an earlier one"
             ) from None

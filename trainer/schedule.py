@@ -50,7 +50,7 @@ class Schedule:
     max_steps: int
 
     def __post_init__(self) -> None:
-        if self.config.warmup_steps >= self.max_steps:
+        if self.config.warmup_steps > self.max_steps:
             raise ConfigError(
                 f"schedule.warmup_steps is {self.config.warmup_steps}, but the run has {self.max_steps} steps"
                 " (trainer.max_steps); warm up for fewer, or train longer"

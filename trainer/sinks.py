@@ -98,6 +98,7 @@ class WandbSink:
             mode="offline" if mode is WandbMode.offline else "online",
             id=id_file.read_text(encoding="utf-8"),
             resume="allow",
+            settings=wandb.Settings(console="off"),  # the terminal is the progress bar's
         )
 
     def write(self, record: Record) -> None:

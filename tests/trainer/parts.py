@@ -109,7 +109,7 @@ def tiny_trainer(
     return Trainer(
         config=config, accelerator=accelerator, model=model or trained, weights=weights,
         optimizer=build_optimizer(model or trained, optim),
-        schedule=Schedule(config=ScheduleConfig(warmup_steps=2), learning_rate=optim.learning_rate,
+        schedule=Schedule(config=ScheduleConfig(warmup_steps=1), learning_rate=optim.learning_rate,
                           max_steps=config.max_steps),
         sampler=sampler,
         loader=Loader(rows(spelling(11)), batch_size=config.batch_size, seed=config.seed, pad_id=0),

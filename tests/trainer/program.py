@@ -26,12 +26,12 @@ from trainer.weights import Weights
 def main(wishes: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     output = Path(wishes.pop("output"))
-    policy = ElasticPolicy(wishes.pop("policy", "off"))
+    policy, names = ElasticPolicy(wishes.pop("policy", "off")), wishes.pop("names", ("full", "narrow", "short"))
     adapter = AdapterConfig(rank=4, alpha=8, dropout=0.1) if wishes.pop("adapter", False) else None
     kill_at, kill_in_save = wishes.pop("kill_at", None), wishes.pop("kill_in_save", False)
     trainer = tiny_trainer(
         trainer_config(output, **wishes),
-        elastic_config=elastic(policy),
+        elastic_config=elastic(policy, names),
         adapter=adapter,
         num_validation=5,
         more_sinks=[Hook(kill_at, die)] if kill_at and not kill_in_save else [],

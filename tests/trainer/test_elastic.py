@@ -35,7 +35,8 @@ def test_without_elastic_training_every_step_trains_the_whole_model() -> None:
 
 
 def test_sampling_draws_one_spec_with_equal_chances() -> None:
-    drawn = [sampler(ElasticPolicy.sample, seed=1).at(step) for step in range(3000)]
+    used = sampler(ElasticPolicy.sample, seed=1)
+    drawn = [used.at(step) for step in range(3000)]
     assert {len(specs) for specs in drawn} == {1}
     counts = Counter(specs[0].name for specs in drawn)
     # Standard deviation of each count is 26.
@@ -56,7 +57,8 @@ def test_neighbouring_seeds_do_not_give_the_same_draws_one_step_apart() -> None:
 
 
 def test_a_sandwich_is_the_largest_the_smallest_and_one_drawn_each_once() -> None:
-    drawn = [[spec.name for spec in sampler(ElasticPolicy.sandwich).at(step)] for step in range(50)]
+    used = sampler(ElasticPolicy.sandwich)
+    drawn = [[spec.name for spec in used.at(step)] for step in range(50)]
     assert all(names[:2] == ["full", "short"] for names in drawn)
     assert {tuple(names[2:]) for names in drawn} == {(), ("narrow",)}
 

@@ -53,4 +53,4 @@ def test_training_bfloat16_weights_is_refused() -> None:
 )
 def test_a_constant_out_of_range_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        OptimConfig(**{"learning_rate": 1e-3} | changes)
+        OptimConfig(**dict[str, Any](learning_rate=1e-3) | changes)

@@ -43,5 +43,5 @@ def test_the_rate_is_positive_in_every_step_and_never_above_the_peak(
 
 
 def test_a_warm_up_longer_than_the_run_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"warmup_steps is 10, but the run has 10 steps"):
-        rates(Decay.cosine, warmup_steps=10)
+    with pytest.raises(ConfigError, match=r"warmup_steps is 11, but the run has 10 steps"):
+        rates(Decay.cosine, warmup_steps=11)

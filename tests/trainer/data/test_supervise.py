@@ -19,7 +19,7 @@ from trainer.data.supervise import TokenRow, supervise, tokenize
 def learnt(row: TokenRow, tokenizer: Tokenizer) -> str:
     """The supervised tokens as text, special ones included."""
     backend = tokenizers.Tokenizer.from_str(tokenizer._content.decode())
-    return "".join(backend.id_to_token(int(token)) for token in row.ids[row.supervised])
+    return "".join(str(backend.id_to_token(int(token))) for token in row.ids[row.supervised])
 
 
 def test_the_assistants_words_and_the_ends_of_its_turns_are_learnt() -> None:

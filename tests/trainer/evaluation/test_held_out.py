@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A score says what the model would do, whatever the batches it was measured in."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from model.inputs import Inputs
+from model.slicing.spec import SliceSpec
+from tests.tiny import TINY_TEXT, tiny_model
+from tests.trainer.parts import SLICES, conversation, rows, spelling
+from trainer.data.supervise import TokenRow
+from trainer.evaluation.held_out import Score, evaluate, majority_accuracy
+
+FULL = SliceSpec.full(TINY_TEXT)
+SPECS = {name: SliceSpec.resolve(written, TINY_TEXT) for name, written in SLICES.items()}
+
+
+def with_greedy_answer(row: TokenRow, spec: SliceSpec) -> TokenRow:
+    """The same prompt, and as many tokens as the answer has, decoded greedily by the tiny model."""
+    model, first = tiny_model(), int(row.supervised.nonzero()[0])
+    ids = row.ids[:first]
+    for _ in range(int(row.supervised.sum())):
+        logits = model(Inputs.of(ids[None]), spec=spec).logits[0, -1]
+        ids = torch.cat((ids, logits.argmax()[None]))
+    return TokenRow(ids, row.supervised[: len(ids)], row.where)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_an_example_is_exact_if_greedy_decoding_would_say_it(name: str) -> None:
+    decoded = [with_greedy_answer(row, SPECS[name]) for row in rows(spelling(4))]
+    wrong = decoded[0].ids.clone()
+    wrong[-1] = (wrong[-1] + 1) % TINY_TEXT.vocab_size
+    other = TokenRow(wrong, decoded[0].supervised, "")
+    score = evaluate(tiny_model(), [*decoded, other], SPECS[name], batch_size=2, pad_id=0)
+    assert (score.exact, score.examples, score.accuracy) == (4, 5, 0.8)
+
+
+def test_the_score_does_not_depend_on_the_batch_size() -> None:
+    one, many = (evaluate(tiny_model(), rows(spelling(7)), FULL, batch_size=size, pad_id=0) for size in (1, 5))
+    assert one.loss == pytest.approx(many.loss, rel=1e-5)  # float32 sums in another order
+    assert (one.exact, one.examples, one.supervised_tokens) == (many.exact, many.examples, many.supervised_tokens)
+
+
+def test_the_score_of_all_is_the_sum_of_the_scores_of_the_parts() -> None:
+    all_rows = rows(spelling(6))
+    first, second, both = (
+        evaluate(tiny_model(), part, FULL, batch_size=1, pad_id=0) for part in (all_rows[:2], all_rows[2:], all_rows)
+    )
+    assert (first + second).loss == pytest.approx(both.loss, rel=1e-12)  # the same float64 terms in another order
+
+
+def test_measuring_leaves_the_model_in_training_mode_and_without_gradients() -> None:
+    model = tiny_model().train()
+    evaluate(model, rows(spelling(2)), FULL, batch_size=2, pad_id=0)
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_loss_and_perplexity_are_per_supervised_token() -> None:
+    score = Score(loss_sum=6.0, supervised_tokens=4, exact=1, examples=2)
+    assert (score.loss, score.accuracy) == (1.5, 0.5)
+    assert score.perplexity == pytest.approx(math.exp(1.5))
+
+
+def test_the_majority_answer_is_the_most_frequent_one_of_training() -> None:
+    train = [conversation("q", answer) for answer in ("yes", "no", " yes ")]
+    validation = [conversation("q", answer) for answer in ("no", "no", "yes", "maybe")]
+    assert majority_accuracy(train, validation) == 0.25
+
+
+def test_a_tie_between_answers_does_not_hang_on_their_order() -> None:
+    train = [conversation("q", answer) for answer in ("no", "yes")]
+    validation = [conversation("q", "no"), conversation("q", "yes"), conversation("q", "yes")]
+    assert majority_accuracy(train, validation) == majority_accuracy(train[::-1], validation)

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run killed at any moment goes on as if nothing had happened, or says why it cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model.adapter.lora import AdapterConfig
+from model.checkpoint.load import load
+from model.errors import CheckpointError, ConfigError
+from tests.trainer.parts import elastic, losses, tiny_trainer, trainer_config
+from trainer.elastic import ElasticPolicy
+from trainer.loop import Trainer
+from trainer.weights import Weights
+
+ROOT = Path(__file__).parents[2]
+
+
+def trainer(output: Path, *, whole: bool = False, **changes: Any) -> Trainer:
+    """Four steps on a sandwich, an adapter with dropout unless ``whole``; the same as tests/trainer/program.py."""
+    adapter = None if whole else AdapterConfig(rank=4, alpha=8, dropout=0.1)
+    config = trainer_config(output, **{"max_steps": 4, "save_every": 2} | changes)
+    return tiny_trainer(config, adapter=adapter, elastic_config=elastic(ElasticPolicy.sandwich), num_validation=5)
+
+
+def assert_same_runs(one: Path, other: Path) -> None:
+    """Losses, weights and optimizer are equal to the last bit."""
+    assert losses(one) == losses(other)
+    last = sorted((one / "checkpoints").iterdir())[-1].relative_to(one)
+    weights = sorted((one / last / "weights").glob("*.safetensors"))
+    assert weights
+    for path in weights:
+        assert path.read_bytes() == (other / path.relative_to(one)).read_bytes()
+    optimizers = [torch.load(run / last / "optimizer.pt", weights_only=True)["state"] for run in (one, other)]
+    for index, moments in optimizers[0].items():
+        assert all(torch.equal(value, optimizers[1][index][name]) for name, value in moments.items())
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing happened to."""
+    output = tmp_path_factory.mktemp("straight") / "run"
+    trainer(output).fit()
+    return output
+
+
+@pytest.mark.parametrize(
+    ("kill_at", "kill_in_save", "left"),
+    [(3, False, ["step_000002"]), (4, True, ["step_000002", "unfinished_step_000004"])],
+    ids=["between saves", "in a save"],
+)
+def test_a_run_killed_outright_resumes_bit_for_bit(
+    tmp_path: Path, straight: Path, kill_at: int, *, kill_in_save: bool, left: list[str]
+) -> None:
+    wishes = {"output": str(tmp_path / "run"), "policy": "sandwich", "adapter": True, "max_steps": 4, "save_every": 2}
+    killed = subprocess.run(
+        [sys.executable, "-m", "tests.trainer.program",
+         json.dumps(wishes | {"kill_at": kill_at, "kill_in_save": kill_in_save})],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False, timeout=200,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == left
+    trainer(tmp_path / "run", resume=True).fit()
+    assert_same_runs(straight, tmp_path / "run")
+
+
+def stop_after(step: int, output: Path, **changes: Any) -> None:
+    """Run until after the checkpoint of ``step``, then fail."""
+    stopped = trainer(output, **changes)
+    save = stopped.weights.save
+
+    def save_or_stop(directory: Path) -> None:
+        if f"{step:06d}" not in str(directory) and any((output / "checkpoints").glob(f"step_{step:06d}")):
+            raise KeyboardInterrupt
+        save(directory)
+
+    stopped.weights = Weights(save=save_or_stop, load=stopped.weights.load)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit()
+
+
+def test_a_run_resumed_twice_repeats_the_losses(tmp_path: Path, straight: Path) -> None:
+    stop_after(1, tmp_path, save_every=1)
+    stop_after(2, tmp_path, save_every=1, resume=True)
+    trainer(tmp_path, resume=True).fit()
+    assert_same_runs(straight, tmp_path)
+
+
+def test_a_run_of_the_whole_model_resumes_bit_for_bit(tmp_path: Path) -> None:
+    trainer(tmp_path / "straight", whole=True).fit()
+    stop_after(2, tmp_path / "resumed", whole=True)
+    trainer(tmp_path / "resumed", whole=True, resume=True).fit()
+    assert_same_runs(tmp_path / "straight", tmp_path / "resumed")
+
+
+def test_a_finished_run_resumed_does_nothing(tmp_path: Path, straight: Path) -> None:
+    shutil.copytree(straight, tmp_path / "run")
+    state = trainer(tmp_path / "run", resume=True).fit()
+    assert state.step == 4
+    assert_same_runs(straight, tmp_path / "run")
+
+
+def test_resuming_before_the_first_checkpoint_begins_anew(tmp_path: Path, straight: Path) -> None:
+    stopped = trainer(tmp_path)
+    stopped.sinks[0].write({"kind": "train", "step": 1, "loss": 0.0})
+    trainer(tmp_path, resume=True).fit()
+    assert_same_runs(straight, tmp_path)
+
+
+def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    trainer(tmp_path, save_every=1, keep_checkpoints=2).fit()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_000003", "step_000004"]
+
+
+def test_the_weights_of_a_checkpoint_are_the_model(tmp_path: Path) -> None:
+    run = trainer(tmp_path, whole=True, max_steps=2)
+    run.fit()
+    loaded = load(tmp_path / "checkpoints" / "step_000002" / "weights", dtype=torch.float32)
+    own = dict(run.model.named_parameters())
+    assert all(torch.equal(parameter, own[name]) for name, parameter in loaded.named_parameters())
+
+
+def test_a_run_is_not_started_over_by_accident(tmp_path: Path, straight: Path) -> None:
+    with pytest.raises(ConfigError, match=r"already holds a run; set trainer\.resume=true to go on with it"):
+        trainer(straight)
+
+
+def test_resuming_with_other_values_names_every_key(straight: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"another run;.*\n  trainer\.batch_size: was 2, now 3\n  trainer\.seed: was 3, now 4$"
+    ):
+        trainer(straight, resume=True, batch_size=3, seed=4)
+
+
+def test_a_damaged_checkpoint_is_not_trained_from(tmp_path: Path, straight: Path) -> None:
+    shutil.copytree(straight, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "step_000004" / "optimizer.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"step_000004: cannot be resumed from .*delete it to use an earlier one"):
+        trainer(tmp_path / "run", resume=True).fit()

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two processes train what one process trains with twice the batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from model.errors import ConfigError
+from tests.trainer.parts import elastic, tiny_trainer, trainer_config
+from trainer.elastic import ElasticPolicy
+from trainer.runtime import start
+from trainer.sinks import METRICS_FILE, read_records
+
+ROOT = Path(__file__).parents[2]
+NAMES = ("full", "short")  # the last pass of a step, the one that gradients are exchanged in, skips layers
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_two_processes_have_the_losses_of_one_with_the_doubled_batch(tmp_path: Path) -> None:
+    wishes = {"output": str(tmp_path / "two"), "policy": "sandwich", "names": NAMES, "batch_size": 2,
+              "gradient_accumulation": 2, "max_steps": 2, "eval_every": 1}  # fmt: skip
+    subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+         "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+         "--main_process_port", str(free_port()), "-m", "tests.trainer.program", json.dumps(wishes)],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=200,
+    )  # fmt: skip
+    config = trainer_config(tmp_path / "one", batch_size=4, gradient_accumulation=2, max_steps=2, eval_every=1)
+    tiny_trainer(config, elastic_config=elastic(ElasticPolicy.sandwich, NAMES), num_validation=5).fit()
+    one, two = (list(read_records(tmp_path / name / METRICS_FILE)) for name in ("one", "two"))
+    assert [record["kind"] for record in two] == ["train", "validation", "validation"] * 2
+    for alone, together in zip(one, two, strict=True):
+        # float32 sums in another order; after a step of Adam, which magnifies the smallest gradients
+        assert together["loss"] == pytest.approx(alone["loss"], abs=1e-5)
+        assert together["epoch" if alone["kind"] == "train" else "examples"] in alone.values()
+
+
+def test_processes_that_nothing_joins_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(trainer_config(tmp_path), may_skip_layers=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="2 processes were launched, but 1 joined"):
+        start(trainer_config(tmp_path), may_skip_layers=False)

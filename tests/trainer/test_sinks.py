@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures reach the log, the console and Weights & Biases, each record once."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tests.trainer.parts import tiny_trainer, trainer_config
+from trainer.config import WandbMode
+from trainer.curve import draw_loss_curve
+from trainer.metrics import Record
+from trainer.sinks import ConsoleSink, JsonlSink, WandbSink, open_sinks, read_records
+
+TRAIN: Record = {
+    "kind": "train", "step": 5, "loss": 2.5, "learning_rate": 1e-3, "tokens_per_second": 1234.0,
+    "supervised_tokens_per_second": 321.0, "memory_bytes": 3 * 2**30, "eta_seconds": 75.0,
+}  # fmt: skip
+VALIDATION: Record = {"kind": "validation", "step": 5, "spec": "e2b", "loss": 2.0, "perplexity": 7.39, "accuracy": 0.25}
+
+
+def test_a_line_is_in_the_file_as_soon_as_it_is_written(tmp_path: Path) -> None:
+    sink = JsonlSink(tmp_path / "log", resumed_step=0)
+    sink.write(TRAIN)
+    assert list(read_records(tmp_path / "log")) == [TRAIN]
+
+
+def test_lines_after_the_resumed_step_and_half_lines_are_cut(tmp_path: Path) -> None:
+    lines = [json.dumps(TRAIN | {"step": step}) for step in (1, 2, 3)]
+    (tmp_path / "log").write_text("\n".join(lines) + '\n{"kind": "tra')
+    JsonlSink(tmp_path / "log", resumed_step=2).write(TRAIN)
+    assert [record["step"] for record in read_records(tmp_path / "log")] == [1, 2, 5]
+
+
+def test_without_a_terminal_there_is_a_plain_line_per_record() -> None:
+    text = io.StringIO()
+    sink = ConsoleSink(max_steps=10, resumed_step=0, console=Console(file=text, width=60))
+    sink.write(TRAIN)
+    sink.write(VALIDATION)
+    sink.close()
+    assert text.getvalue().splitlines() == [
+        "step 5: loss 2.5000  lr 1.00e-03  1234 tokens/s (321 supervised)  3.00 GiB  1:15 to go",
+        "step 5: validation e2b: loss 2.0000, perplexity 7.39, accuracy 0.250",
+    ]
+
+
+def test_on_a_terminal_there_is_a_bar_with_the_last_figures() -> None:
+    text = io.StringIO()
+    sink = ConsoleSink(max_steps=10, resumed_step=0, console=Console(file=text, width=140, force_terminal=True))
+    sink.write(TRAIN)
+    sink.close()
+    assert "5/10" in text.getvalue()
+    assert "loss 2.5000" in text.getvalue()
+
+
+def test_processes_other_than_the_first_have_no_sinks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = trainer_config(tmp_path)
+    run = tiny_trainer(config).run
+    monkeypatch.setattr(type(run.accelerator), "is_main_process", False)
+    assert open_sinks(config, run, console=Console(quiet=True), settings={}) == []
+
+
+def test_an_offline_run_of_weights_and_biases_is_kept_on_disk(tmp_path: Path) -> None:
+    sink = WandbSink(tmp_path, mode=WandbMode.offline, project="matslice", config={"seed": 1})
+    sink.write(TRAIN)
+    sink.write(VALIDATION)
+    sink.close()
+    (stored,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    assert b"train/loss" in stored.read_bytes()
+    assert b"validation/e2b/accuracy" in stored.read_bytes()
+
+
+def test_a_curve_can_be_drawn_of_any_log(tmp_path: Path) -> None:
+    for name, records in (("none", []), ("train", [TRAIN]), ("both", [TRAIN, VALIDATION])):
+        draw_loss_curve(records, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
