@@ -99,7 +99,8 @@ def tiny_trainer(
     accelerator: Accelerator = start(config, may_skip_layers=sampler.may_skip_layers)
     identity = {"trainer": config.identity, "elastic": dataclasses.asdict(elastic_config or ElasticConfig())}
     run = Run(config.output, identity, keep=config.keep_checkpoints, resume=config.resume, accelerator=accelerator)
-    base = tiny_model()
+    base = tiny_model(dtype=config.precision.dtype)
+    base.recompute_layers = config.recompute_layers
     if adapter is not None:
         trained: Any = attach(base, adapter)
         weights = adapter_weights(trained)

@@ -13,6 +13,7 @@ from torch import Tensor
 from model.adapter.lora import AdapterConfig
 from model.errors import DivergenceError
 from tests.trainer.parts import SLICES, elastic, losses, tiny_trainer, trainer_config
+from trainer.config import Precision
 from trainer.curve import CURVE_FILE
 from trainer.elastic import ElasticConfig, ElasticPolicy
 from trainer.loop import Trainer
@@ -87,6 +88,23 @@ def test_training_an_adapter_leaves_the_base_alone(tmp_path: Path) -> None:
     after = dict(trainer.model.named_parameters())
     assert all(torch.equal(after[name], value) for name, value in frozen.items())
     assert losses(tmp_path)[-1] < losses(tmp_path)[0]
+
+
+def test_an_adapter_in_float32_learns_on_a_bfloat16_base(tmp_path: Path) -> None:
+    trainer = tiny_trainer(
+        trainer_config(tmp_path, precision=Precision.bf16, max_steps=6), adapter=AdapterConfig(rank=2, alpha=4)
+    )
+    trainer.fit()
+    dtypes = {(p.requires_grad, p.dtype) for p in trainer.model.parameters()}
+    assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
+    assert losses(tmp_path)[-1] < losses(tmp_path)[0]
+
+
+def test_computing_activations_again_changes_no_loss(tmp_path: Path) -> None:
+    for name, again in (("kept", False), ("again", True)):
+        config = trainer_config(tmp_path / name, recompute_layers=again, max_steps=3)
+        tiny_trainer(config, elastic_config=elastic(ElasticPolicy.sandwich)).fit()
+    assert losses(tmp_path / "again") == losses(tmp_path / "kept")
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_the_optimizer_is_touched(tmp_path: Path) -> None:
