@@ -15,10 +15,12 @@ from rich.console import Console
 from torch import nn
 
 from model.adapter.lora import attach
+from model.adapter.targets import resolve_targets
 from model.checkpoint.load import check_tensors
 from model.checkpoint.reader import Checkpoint
 from model.config import ModelConfig
 from model.errors import ConfigError
+from model.gemma3n import Gemma3n
 from model.processor.tokenizer import Tokenizer
 from model.slicing.spec import SliceSpec
 from recipes.build import build_model, build_rows, build_tokenizer, find_checkpoint, find_config, resolve_sizes
@@ -106,6 +108,8 @@ def prepare(recipe: TrainRecipe) -> Prepared:
     tokenizer = build_tokenizer(recipe.tokenizer, checkpoint, config.text)
     if checkpoint is not None:
         check_tensors(Checkpoint.open(checkpoint))
+    if recipe.adapter is not None:
+        resolve_targets(Gemma3n.build(config, device="meta"), recipe.adapter.targets)
     train, validation = read_data(recipe.data, tokenizer, config)
     return Prepared(checkpoint, config, tokenizer, schedule, sampler, evaluated, train, validation)
 

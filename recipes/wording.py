@@ -21,11 +21,14 @@ from model.errors import MatsliceError
 from recipes.schema import SCHEMAS, choices
 
 REFUSALS = (MatsliceError, HydraException, OmegaConfBaseException, YAMLError)  # all that a user can cause
-KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
-NOT_OF_KIND = re.compile(r"Value (?P<value>'.*') of type '\w+' could not be converted to (?P<kind>\w+)")
+KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
+NOT_OF_KIND = re.compile(
+    r"Value (?P<value>'.*') (of type '\w+' could not be converted to|is not a valid) (?P<kind>\w+)"
+)
 NOT_A_CHOICE = re.compile(r"Invalid value (?P<value>'.*'), expected one of \[(?P<choices>.*)\]")
 NOT_A_GROUP = re.compile(r"Could not override '(?P<key>[^']*)'\. No match in the defaults list")
-NOT_TEXT = re.compile(r"Cannot convert '\w+' to string: (?P<value>.*)")
+NOT_A_SLICE = re.compile(r"Invalid type assigned: dict is not a subclass of SliceConfig")
+NOT_TEXT = re.compile(r"Cannot convert '(?P<kind>\w+)' to string")
 
 
 def explain(error: Exception, *, recipe: str) -> str:
@@ -78,7 +81,12 @@ def explain_value(error: OmegaConfBaseException) -> str:
         if found := NOT_OF_KIND.match(first_line):
             return f"{where} is {found['value']}; it must be {KINDS.get(found['kind'], found['kind'])}"
         if found := NOT_TEXT.match(first_line):
-            return f"{where} is {found['value']}; it must be a text"
+            return f"{where} is a {found['kind']}; it must be a text"
+        if NOT_A_SLICE.match(first_line):
+            return (
+                f"sizes.{where}: a size is added from a file and then changed, as in"
+                f" +slice@sizes.{where}=full sizes.{where}.name={where} sizes.{where}.ffn_widths=[…]"
+            )
         if "is not a ListConfig, list or tuple" in first_line:
             return f"{where} is a single value; it must be a list, as in {where}=[…]"
     return f"{where}: {first_line}"

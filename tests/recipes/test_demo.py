@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo, with few articles and steps: it runs to its end, and what it leaves can be used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from model.config import ModelConfig
+from model.slicing.checkpoint import LINEAGE_FILE
+from recipes import demo, demo_data
+from recipes.demo_data import ATTRIBUTION_FILE, Article, read_articles
+
+SIZES = ["full", "tiny_mix_wide", "tiny_mix_short", "tiny_e2b"]
+QUICK = '["trainer.max_steps=2","schedule.warmup_steps=1","trainer.batch_size=4","data.max_validation_examples=4"]'
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a quick demo leaves."""
+    directory = tmp_path_factory.mktemp("a b") / "demo"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_data, "read_articles", few_articles)
+        status = demo.main([
+            f"output='{directory}'", f"base={QUICK}", f"topic={QUICK}", "held_out_examples=10",
+            "text_characters=60", "threads=1",
+        ])  # fmt: skip
+    assert status == 0
+    return directory
+
+
+def few_articles(text_characters: int) -> list[Article]:
+    return read_articles(text_characters)[:300]
+
+
+def test_every_size_is_reported_before_and_after(output: Path) -> None:
+    rows = [json.loads(line) for line in (output / "report.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["size"] for row in rows] == SIZES
+    assert all(row["examples"] == 10 and row["loss_before"] != row["loss_after"] for row in rows)
+    assert sorted(rows, key=lambda row: -row["parameters"]) == rows
+
+
+def test_the_table_and_the_picture_are_written(output: Path) -> None:
+    assert "tiny_e2b" in (output / "report.md").read_text(encoding="utf-8")
+    assert (output / "report.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("name", SIZES)
+def test_every_size_is_a_checkpoint_of_its_own(output: Path, when: str, name: str) -> None:
+    directory = output / "sizes" / when / name
+    assert ModelConfig.read(directory).text.num_hidden_layers == (15 if name in ("full", "tiny_mix_wide") else 10)
+    assert {LINEAGE_FILE, "tokenizer.json", ATTRIBUTION_FILE} <= {path.name for path in directory.iterdir()}
+
+
+def test_a_demo_replaces_an_earlier_one_and_nothing_else(tmp_path: Path) -> None:
+    output = demo.claim(tmp_path / "demo")
+    (output / "sizes/after/full").mkdir(parents=True)
+    (output / "notes.txt").touch()
+    demo.claim(output)
+    assert sorted(path.name for path in output.iterdir()) == [demo.MARKER, "notes.txt"]
+
+
+def test_a_directory_of_something_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.txt").touch()
+    assert demo.main([f"output={tmp_path}"]) == 2
+    assert "not from a demo" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_the_size_that_answers_must_be_one_of_the_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.main(["asked=huge"]) == 2
+    assert "it must be one of sizes: full, tiny_mix_wide" in capsys.readouterr().err
