@@ -30,18 +30,20 @@ def whole_directory(target: Path, *, overwrite: bool = False, marker: str) -> It
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     aside.mkdir()
+    replaced = aside.with_suffix(".replaced")
     try:
         yield aside
         flush(aside)
-        replaced = aside.with_suffix(".replaced") if target.exists() and any(target.iterdir()) else None
-        if replaced is not None:
+        if target.exists() and any(target.iterdir()):
             target.rename(replaced)
         aside.rename(target)
     except BaseException:
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
         shutil.rmtree(aside, ignore_errors=True)
         raise
     flush_entry(target.parent)
-    if replaced is not None:
+    if replaced.exists():
         shutil.rmtree(replaced)
 
 

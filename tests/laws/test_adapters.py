@@ -26,9 +26,9 @@ from model.slicing.module import slice_module
 from model.slicing.spec import SliceSpec
 from tests.laws.drawn import (
     assert_close,
-    assert_same_gradient,
     assert_same_tensors,
     backward_of,
+    in_float64,
     scratch,
     specs,
     weights,
@@ -56,20 +56,21 @@ def trained() -> Path:
 
 @cache
 def parent() -> PeftModel:
-    return load_adapter(tiny_model(), trained(), trainable=True)
+    return load_adapter(tiny_model(dtype=torch.float64), trained(), trainable=True).double()
 
 
 def child(spec: SliceSpec) -> PeftModel:
     """The sliced base with the sliced adapter."""
     with scratch() as directory:
         slice_adapter(trained(), directory / "adapter", spec, TINY_TEXT)
-        return load_adapter(slice_module(tiny_model(), spec), directory / "adapter", trainable=True)
+        base = slice_module(tiny_model(dtype=torch.float64), spec)
+        return load_adapter(base, directory / "adapter", trainable=True).double()
 
 
 @given(spec=specs(TINY_TEXT))
 @settings(max_examples=10)
 def test_the_forward_pass_of_a_spec_is_that_of_the_sliced_base_and_adapter(spec: SliceSpec) -> None:
-    with torch.no_grad():
+    with torch.no_grad(), in_float64():
         assert_close(parent()(INPUTS, spec=spec).logits, child(spec)(INPUTS).logits)
 
 
@@ -77,12 +78,13 @@ def test_the_forward_pass_of_a_spec_is_that_of_the_sliced_base_and_adapter(spec:
 @settings(max_examples=8)
 def test_factors_get_the_sliced_adapters_gradients_and_what_is_cut_of_them_none(spec: SliceSpec) -> None:
     small = child(spec)
-    ours = factor_gradients(backward_of(parent(), parent()(INPUTS, spec=spec).logits))
-    expected = factor_gradients(backward_of(small, small(INPUTS).logits))
+    with in_float64():
+        ours = factor_gradients(backward_of(parent(), parent()(INPUTS, spec=spec).logits))
+        expected = factor_gradients(backward_of(small, small(INPUTS).logits))
     kept = dict(slice_tensors(ours, spec, TINY_TEXT))
     assert kept.keys() == expected.keys()
     for name, gradient in kept.items():
-        assert_same_gradient(gradient, expected[name], name)
+        assert_close(gradient, expected[name], name)
     entries_with_gradient = (sum(int(gradient.count_nonzero()) for gradient in some.values()) for some in (ours, kept))
     assert next(entries_with_gradient) == next(entries_with_gradient), "entries that are cut got a gradient"
 
@@ -99,13 +101,13 @@ def test_slicing_commutes_with_merging_an_adapter(spec: SliceSpec) -> None:
     sliced_then_merged = weights(merge(child(spec)))
     assert merged_then_sliced.keys() == sliced_then_merged.keys()
     for name, tensor in sliced_then_merged.items():
-        # B @ A of fewer rows may be summed in another order: the last digit of float32.
-        torch.testing.assert_close(tensor, merged_then_sliced[name], rtol=1e-6, atol=1e-7)
+        # B @ A of fewer rows may be summed in another order.
+        torch.testing.assert_close(tensor, merged_then_sliced[name], rtol=1e-12, atol=1e-12)
 
 
 @cache
 def merged_parent() -> Gemma3n:
-    return merge(load_adapter(tiny_model(), trained()))
+    return merge(load_adapter(tiny_model(dtype=torch.float64), trained()).double())
 
 
 @given(data=st.data())

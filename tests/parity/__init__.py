@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reference's word: transformers' Gemma 3n on the same weights."""
