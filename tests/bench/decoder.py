@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Forward and backward of the decoder against transformers, interleaved in one run: ratios, not seconds.
 
-    python -m tests.bench.forward
+    python -m tests.bench.decoder
 
 Also what a sub-model costs compared with its parent, beside what its matrix products say it should.
 """
