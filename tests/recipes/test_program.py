@@ -42,7 +42,7 @@ def test_help_says_what_can_be_chosen(recipe: str, capsys: pytest.CaptureFixture
 def test_cfg_job_shows_the_config_and_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["slice", "checkpoint=nowhere", "slice=e2b", "output=x", "--cfg", "job"]) == 0
     shown = OmegaConf.create(capsys.readouterr().out)
-    assert shown["slice"]["ffn_widths"] == [8192]
+    assert OmegaConf.select(shown, "slice.ffn_widths") == [8192]
 
 
 def test_a_sweep_runs_every_combination_and_survives_a_bad_one(
