@@ -24,7 +24,7 @@ from recipes.schema import register_schemas
 from recipes.wording import REFUSALS, explain, explain_missing
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
-REFUSED, INTERRUPTED = 2, 130  # exit status; the second is the shell's for Ctrl-C
+REFUSED, INTERRUPTED, CLOSED = 2, 130, 141  # exit status; the last two are the shell's for Ctrl-C and a closed pipe
 FREE_TEXT = ("prompt", "system")  # keys whose value is meant to the letter
 
 
@@ -64,6 +64,9 @@ def start(name: str, run: Callable[[Any], None], arguments: Sequence[str]) -> in
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED
     except SystemExit as leaving:  # --help, and what argparse objects to
         return leaving.code if isinstance(leaving.code, int) else 0
     return status
@@ -96,7 +99,12 @@ def quote_free_text(argument: str) -> str:
     key, equals, value = argument.partition("=")
     if key not in FREE_TEXT or not equals or value == "null":
         return argument
+    return f"{key}={quote(value)}"
+
+
+def quote(value: str) -> str:
+    """A text as Hydra's command line takes it, to the letter."""
     # In Hydra's quotes a backslash counts only before a quote or the end; ${ would be a reference.
     value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     value = re.sub(r'(\\*)("|\Z)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), value)
-    return f'{key}="{value}"'
+    return f'"{value}"'
