@@ -82,7 +82,9 @@ def refuse(message: str) -> int:
 def command_line(name: str, arguments: Sequence[str]) -> Iterator[None]:
     """Hydra reads ``sys.argv``, and lets exceptions through only if it is told to show them in full."""
     argv, full_error = sys.argv, os.environ.get(FULL_ERROR)
-    sys.argv = [f"matslice {name}", *map(quote_free_text, arguments)]
+    # Hydra's parser takes values on one side of its flags only; a user may put them on both.
+    overrides = [quote_free_text(word) for word in arguments if is_override(word)]
+    sys.argv = [f"matslice {name}", *overrides, *(word for word in arguments if not is_override(word))]
     os.environ[FULL_ERROR] = "1"
     try:
         yield
@@ -92,6 +94,11 @@ def command_line(name: str, arguments: Sequence[str]) -> Iterator[None]:
             del os.environ[FULL_ERROR]
         else:
             os.environ[FULL_ERROR] = full_error
+
+
+def is_override(word: str) -> bool:
+    """Whether a word of the command line is a value, and no flag or flag's argument."""
+    return not word.startswith("-") and ("=" in word or word.startswith("~"))
 
 
 def quote_free_text(argument: str) -> str:

@@ -62,7 +62,7 @@ def explain_place(error: Exception) -> str:
 def explain_missing_file(error: MissingConfigException) -> str:
     """A group has no such file."""
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
-    options = choices(group)
+    options = error.options or choices(group)  # Hydra also knows the files of --config-dir
     if not group:
         return f"there is no conf/{name}.yaml; recipes are {listed(choices(''))}"
     return f"{group}={name}: there is no conf/{group}/{name}.yaml; allowed are {listed(options)}{guess(name, options)}"

@@ -55,6 +55,19 @@ def test_a_sweep_runs_every_combination_and_survives_a_bad_one(
     assert "slice.ffn_widths=[99]" in capsys.readouterr().err
 
 
+def test_values_may_stand_on_both_sides_of_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["slice", "slice=e2b", "--cfg", "job", "slice.name=mine"]) == 0
+    assert OmegaConf.select(OmegaConf.create(capsys.readouterr().out), "slice.name") == "mine"
+
+
+def test_a_directory_of_ones_own_adds_to_the_choices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "slice").mkdir()
+    (tmp_path / "slice" / "mine.yaml").write_text("name: mine\nffn_widths: [16]\n", encoding="utf-8")
+    assert main(["slice", "--config-dir", str(tmp_path), "slice=mine", "--cfg", "job"]) == 0
+    assert main(["slice", "--config-dir", str(tmp_path), "slice=mime", "--cfg", "job"]) == 2
+    assert "did you mean 'mine'?" in capsys.readouterr().err
+
+
 def test_a_sweep_leaves_the_command_line_as_it_was(weights: Path) -> None:
     before = list(sys.argv)
     main(["slice", f"checkpoint={weights}", "nonsense=1"])
