@@ -19,6 +19,7 @@ def test_transformers_reads_what_we_write(tmp_path: Path) -> None:
     theirs = AutoConfig.from_pretrained(tmp_path)
     assert isinstance(theirs, Gemma3nTextConfig)
     assert theirs.intermediate_size == [48, 24, 40] * 3
+    assert theirs.rope_parameters is not None
     assert theirs.rope_parameters["full_attention"]["rope_theta"] == 5e5
     assert theirs.layer_types == list(TINY_TEXT.layer_types)
 
