@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.adapter.lora import load_adapter, merge
 from model.checkpoint.load import load
-from model.checkpoint.names import TIED_HEAD, TOKEN_TABLE
+from model.checkpoint.names import TOKEN_TABLE
 from model.checkpoint.reader import Checkpoint
 from model.checkpoint.writer import write_checkpoint
 from model.gemma3n import Gemma3n
@@ -49,8 +49,8 @@ def merge_into(checkpoint: Path, adapter: Path, output: Path) -> None:
 def with_updates(source: Checkpoint, merged: Gemma3n) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a checkpoint, those of the text decoder from ``merged``."""
     updated = dict(merged.named_parameters())
-    updated[TIED_HEAD] = updated[TOKEN_TABLE]
     for name in source.names():
+        # A stored copy of the head stays one: no adapter that merges changes the token table.
         yield name, updated[name].detach() if name in updated else source.tensor(name)
 
 

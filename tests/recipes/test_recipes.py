@@ -15,11 +15,14 @@ import torch
 
 from model.adapter.lora import load_adapter
 from model.checkpoint.load import load
+from model.checkpoint.names import TIED_HEAD, TOKEN_TABLE
 from model.checkpoint.reader import Checkpoint
+from model.checkpoint.writer import write_checkpoint
+from model.config import ModelConfig
 from model.inputs import Inputs
 from recipes.cli import main
 from tests.recipes.conftest import SHORT
-from tests.tiny import tiny_config, tiny_inputs
+from tests.tiny import tiny_config, tiny_inputs, tiny_model
 from tests.trainer.parts import losses
 
 ROOT = Path(__file__).parents[2]
@@ -105,6 +108,22 @@ def test_merge_gives_the_model_that_the_adapter_made(weights: Path, adapter: Pat
     # As above: the update is added to the weight and no longer to the output.
     torch.testing.assert_close(logits(merged), logits(weights, adapter=adapter), rtol=0, atol=1e-3)
     assert (merged / "tokenizer.json").is_file()
+
+
+def test_merging_and_slicing_carry_towers_and_a_stored_head_along(adapter: Path, tmp_path: Path) -> None:
+    gemma = tiny_model()
+    tensors = {name: parameter.detach() for name, parameter in gemma.named_parameters()}
+    carried = {"model.vision_tower.conv.weight": torch.ones(3, 2), TIED_HEAD: tensors[TOKEN_TABLE].clone()}
+    published = {"model_type": "gemma3n", "text_config": gemma.config.publish(), "vision_config": {}}
+    config = ModelConfig(text=gemma.config.text, published=published)
+    write_checkpoint((tensors | carried).items(), config, tmp_path / "whole")
+    words = ["slice", f"checkpoint={tmp_path / 'whole'}", f"adapter_path={adapter}", "merge=true", "check=true"]
+    assert main([*words, *SHORT, f"output={tmp_path / 'small'}"]) == 0
+    merged = Checkpoint.open(tmp_path / "small")
+    assert merged.config.is_multimodal
+    assert (tmp_path / "small" / "slice.json").is_file()
+    for name, tensor in carried.items():
+        assert torch.equal(merged.tensor(name), tensor)
 
 
 def test_generate_prints_the_answer_and_nothing_else(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
