@@ -21,6 +21,7 @@ from model.layers.kv_cache import KVCache
 from model.layers.norm import RMSNorm
 from model.slicing.spec import SliceSpec
 from model.text.decoder import Decoder
+from model.text.layer import DecoderLayer
 
 
 class Towers(nn.Module):
@@ -98,8 +99,9 @@ class Gemma3n(nn.Module):
         """Fill every parameter for training from scratch; the same seed gives the same weights.
 
         Matrices and tables are normal with the config's ``initializer_range``, padding rows zero, norms
-        one. Unlike transformers' zeros, AltUp's output scale is one: at zero the per-layer embeddings
-        would never receive a gradient.
+        one; but what a layer adds begins small, and its queries at the size that other models get by
+        dividing scores. Unlike transformers' zeros, AltUp's output scale is one: at zero the per-layer
+        embeddings would never receive a gradient.
         """
         std = self.config.text.initializer_range
         generator = torch.Generator(next(self.parameters()).device).manual_seed(seed)
@@ -112,3 +114,8 @@ class Gemma3n(nn.Module):
                 module.weight.fill_(1.0)
             if isinstance(module, AltUp):
                 module.correct_output_scale.fill_(1.0)
+        for module in self.modules():
+            if isinstance(module, DecoderLayer):
+                module.self_attn.q_norm.weight.fill_(self.config.text.head_dim**-0.5)
+                for norm in module.added_norms():
+                    norm.weight.fill_(self.config.text.num_hidden_layers**-0.5)

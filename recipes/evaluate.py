@@ -39,6 +39,20 @@ def run(recipe: EvaluateRecipe) -> None:
     """Measure every size, print a table, and write its rows if there is an output."""
     if recipe.output is not None:
         refuse_existing(recipe.output)
+    config = ModelConfig.read(find_checkpoint(recipe.checkpoint))
+    rows = [describe(spec, score, config.text) for spec, score in measure(recipe)]
+    Console(width=None if sys.stdout.isatty() else 200).print(table(rows))
+    if recipe.output is not None:
+        recipe.output.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(recipe.output, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def measure(recipe: EvaluateRecipe) -> list[tuple[SliceSpec, Score]]:
+    """The score of every size, in the order they are written in.
+
+    Raises:
+        MatsliceError: A file, a size or the checkpoint cannot be used.
+    """
     checkpoint = find_checkpoint(recipe.checkpoint)
     config = ModelConfig.read(checkpoint)
     specs = resolve_sizes(recipe.sizes, config.text)
@@ -50,14 +64,10 @@ def run(recipe: EvaluateRecipe) -> None:
     model = build_adapted(
         checkpoint, recipe.adapter_path, dtype=recipe.precision.dtype, device=find_device(recipe.device)
     )  # fmt: skip
-    rows = []
-    for spec in specs:
-        score = evaluate(model, found.rows, spec, batch_size=recipe.batch_size, pad_id=tokenizer.pad_id)
-        rows.append(describe(spec, score, config.text))
-    Console(width=None if sys.stdout.isatty() else 200).print(table(rows))
-    if recipe.output is not None:
-        recipe.output.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(recipe.output, "".join(json.dumps(row) + "\n" for row in rows))
+    rows = found.rows[: recipe.max_examples]
+    return [
+        (spec, evaluate(model, rows, spec, batch_size=recipe.batch_size, pad_id=tokenizer.pad_id)) for spec in specs
+    ]
 
 
 def describe(spec: SliceSpec, score: Score, config: TextConfig) -> dict[str, Any]:

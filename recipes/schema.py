@@ -8,13 +8,14 @@ is not here, or a value of another type, is refused before anything is read.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 
 from model.adapter.lora import AdapterConfig
+from model.errors import ConfigError
 from model.generation.sampling import SamplingConfig
 from model.slicing.spec import SliceConfig
 from recipes.shape import ShapeConfig
@@ -66,6 +67,7 @@ class EvaluateRecipe:
     sizes: dict[str, SliceConfig]
     adapter_path: Path | None = None  # directory of a trained adapter
     output: Path | None = None  # new file for the rows, as JSON Lines
+    max_examples: int | None = None  # measure the first ones only; null = all
     max_length_tokens: int = 2048
     batch_size: int = 8  # conversations
     precision: Precision = Precision.fp32
@@ -95,12 +97,33 @@ class MergeRecipe:
     output: Path  # new directory
 
 
+@dataclass(kw_only=True, slots=True)
+class DemoRecipe:
+    """Show all of it on real text: train a small base and an adapter elastically, slice them, compare the sizes."""
+
+    output: Path  # directory; a demo that is there already is replaced
+    sizes: dict[str, SliceConfig]  # cut and compared; every one is in conf/slice
+    asked: str  # the size that answers at the end
+    text_characters: int  # of an article's text that are used
+    vocab_size: int  # tokens of the vocabulary that is made; those of model=tiny
+    held_out_examples: int  # articles that each size is measured on
+    held_out_batch_size: int
+    threads: int  # processor threads of torch
+    base: list[str] = field(default_factory=list)  # more values for the first training, as for matslice train
+    topic: list[str] = field(default_factory=list)  # more values for the second
+
+    def __post_init__(self) -> None:
+        if self.asked not in self.sizes:
+            raise ConfigError(f"demo: asked is '{self.asked}'; it must be one of sizes: {', '.join(self.sizes)}")
+
+
 SCHEMAS: dict[str, type] = {
     "train": TrainRecipe,
     "slice": SliceRecipe,
     "evaluate": EvaluateRecipe,
     "generate": GenerateRecipe,
     "merge": MergeRecipe,
+    "demo": DemoRecipe,
 }
 
 HELP = """\

@@ -47,6 +47,15 @@ class DecoderLayer(nn.Module):
         self.per_layer_projection = nn.Linear(config.hidden_size_per_layer_input, dim, bias=False)
         self.post_per_layer_input_norm = RMSNorm(dim, eps)
 
+    def added_norms(self) -> tuple[RMSNorm, ...]:
+        """The norms whose weights say how much this layer adds to the hidden state."""
+        return (
+            self.post_attention_layernorm,
+            self.post_feedforward_layernorm,
+            self.laurel.post_laurel_norm,
+            self.post_per_layer_input_norm,
+        )
+
     def forward(
         self,
         streams: Float[Tensor, "batch seq streams dim"],
