@@ -167,7 +167,9 @@ class Demo:
         texts = {message.role: message.text for message in example.messages}
         self.console.print("One of the slices answers, and the command to ask it again:\n")
         prompt = texts[Role.user]
-        recipe = self.compose("generate", [f"checkpoint={quoted(checkpoint)}", f"prompt={prompt}", "generation.max_new_tokens=16"])
+        recipe = self.compose("generate", [
+            f"checkpoint={quoted(checkpoint)}", f"prompt={prompt}", "generation.max_new_tokens=16",
+        ])  # fmt: skip
         self.console.print(f"{prompt}\n", highlight=False, markup=False)
         answer(recipe)
         self.console.print(f"(Wikipedia's editors say: {texts[Role.assistant]})", highlight=False, markup=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -70,8 +71,16 @@ def test_an_offline_run_of_weights_and_biases_is_kept_on_disk(tmp_path: Path) ->
     sink.write(VALIDATION)
     sink.close()
     (stored,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
-    assert b"train/loss" in stored.read_bytes()
-    assert b"validation/e2b/accuracy" in stored.read_bytes()
+    wait_for(b"train/loss", stored)
+    wait_for(b"validation/e2b/accuracy", stored)
+
+
+def wait_for(text: bytes, path: Path, seconds: float = 60) -> None:
+    """Weights & Biases writes in a process of its own, which on a busy machine lags behind."""
+    deadline = time.monotonic() + seconds
+    while text not in path.read_bytes():
+        assert time.monotonic() < deadline, f"{text!r} never came"
+        time.sleep(0.1)
 
 
 def test_a_curve_can_be_drawn_of_any_log(tmp_path: Path) -> None:
