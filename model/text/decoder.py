@@ -57,7 +57,7 @@ class Decoder(nn.Module):
             cache: Keys and values of earlier tokens; the next cache is given back only if there is one.
         """
         embedded = self.embed_tokens(inputs.ids)
-        per_layer = self.per_layer_inputs(inputs.ids, embedded, spec)
+        per_layer = self.per_layer_inputs(inputs.ids, embedded, spec).unbind(dim=2)
         seen = inputs.mask if cache is None else torch.cat((cache.mask, inputs.mask), dim=1)
         contexts = self.contexts(inputs, seen, embedded.dtype)
 
@@ -65,7 +65,7 @@ class Decoder(nn.Module):
         produced: dict[int, KeyValues] = {}
         for position, (index, width) in enumerate(zip(spec.kept_layers, spec.ffn_widths, strict=True)):
             producer = self.config.kv_producer(index)
-            arguments = (streams, per_layer[:, :, position], contexts[self.config.layer_types[index]], width)
+            arguments = (streams, per_layer[position], contexts[self.config.layer_types[index]], width)
             streams, key_values = self.run_layer(
                 index, arguments, shared=produced.get(producer), past=cache.layers.get(index) if cache else None
             )

@@ -89,8 +89,9 @@ class DecoderLayer(nn.Module):
         x = x + self.post_feedforward_layernorm(forwarded)
 
         corrected = self.altup.correct(predicted, x)
-        gate = self.per_layer_input_gate(self.altup.scale_output(corrected[:, :, 0]))
+        first, *others = corrected.unbind(dim=2)  # not by index: each would have a gradient of the size of all
+        gate = self.per_layer_input_gate(self.altup.scale_output(first))
         gated = F.gelu(gate, approximate="tanh") * per_layer_input
         addition = self.post_per_layer_input_norm(self.per_layer_projection(gated))
         # The first stream stays as corrected: only the others learn of the per-layer embedding here.
-        return torch.cat((corrected[:, :, :1], corrected[:, :, 1:] + addition[:, :, None]), dim=2), key_values
+        return torch.stack((first, *(other + addition for other in others)), dim=2), key_values
