@@ -203,6 +203,8 @@ class ModelConfig:
             raise ConfigError(f"{directory}: no {CONFIG_FILE} there; give the directory of a checkpoint") from None
         except json.JSONDecodeError as error:
             raise ConfigError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
         kind = published.get("model_type") if isinstance(published, dict) else None
         if kind not in (MULTIMODAL, TEXT_ONLY):
             raise ConfigError(f"{path}: model_type is {kind!r}; matslice reads '{MULTIMODAL}' and '{TEXT_ONLY}'")
@@ -210,6 +212,8 @@ class ModelConfig:
             part = published.get("text_config") or {} if kind == MULTIMODAL else published
             if not isinstance(part, dict):
                 raise ConfigError(f"text_config is {part!r}; it must be an object")
+            if kind == MULTIMODAL and published.get("eos_token_id") is not None:
+                part = part | {"eos_token_id": published["eos_token_id"]}  # of tuned models, the fuller list
             text = TextConfig.parse(part)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
@@ -242,6 +246,8 @@ def refuse_unsupported(published: Mapping[str, Any]) -> None:
         "tie_word_embeddings": True,
         "attention_dropout": 0.0,
     }
+    if published.get("final_logit_softcapping", 30.0) is None:
+        raise ConfigError("final_logit_softcapping is null; Gemma 3n caps its scores, so it must be a number")
     for name, allowed in supported.items():
         if (found := published.get(name, allowed)) != allowed:
             raise ConfigError(f"{name} is {found!r}; Gemma 3n has {allowed!r}, and nothing else is implemented")
@@ -252,8 +258,10 @@ def rotary_bases(published: Mapping[str, Any]) -> tuple[float, float]:
     theta = published.get("rope_theta", 1_000_000.0)
     local_theta = published.get("rope_local_base_freq", 10_000.0)
     parameters = published.get("rope_parameters") or {}
+    if not set(parameters) <= set(LayerType) or not all(isinstance(kind, dict) for kind in parameters.values()):
+        raise ConfigError(f"rope_parameters is {parameters!r}; it must hold an object each for {', '.join(LayerType)}")
     for kind in (*parameters.values(), published.get("rope_scaling") or {}):
-        rope_type = kind.get("rope_type", kind.get("type", "default")) if isinstance(kind, dict) else "default"
+        rope_type = kind.get("rope_type", kind.get("type", "default"))
         if rope_type != "default":
             raise ConfigError(f"rope_type is {rope_type!r}; Gemma 3n has 'default', and no scaling is implemented")
     return (
@@ -286,10 +294,10 @@ def per_layer(name: str, value: Any, layers: int, convert: Any) -> tuple[Any, ..
         raise ConfigError(f"{name} is {value!r}; it must be a list with one entry per layer")
     if len(value) != layers:
         raise ConfigError(f"{name} has {len(value)} entries for {layers} layers (num_hidden_layers); give one each")
-    try:
-        return tuple(convert(entry) for entry in value)
-    except TypeError:
-        raise ConfigError(f"{name} is {value!r}; every entry must be a number") from None
+    kind = {int: int, float: (int, float)}.get(convert, str)
+    if not all(isinstance(entry, kind) and not isinstance(entry, bool) for entry in value):
+        raise ConfigError(f"{name} is {value!r}; an entry is of the wrong kind")
+    return tuple(convert(entry) for entry in value)
 
 
 def layer_type(name: str) -> LayerType:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.errors import SliceError
+from model.errors import InputError
 from model.inputs import Inputs, Outputs
 from model.layers.altup import AltUp
 from model.layers.embedding import ScaledEmbedding
@@ -63,11 +63,12 @@ class Gemma3n(nn.Module):
 
         Args:
             inputs: Token ids and which of them are real.
-            spec: A part of this model. Entries it leaves out are not read and get no gradient.
+            spec: A part of this model. Layers it skips get no gradient, neurons it leaves out a gradient of zero.
             cache: To decode step by step: start with ``KVCache.empty``, then pass on each result's cache.
 
         Raises:
             SliceError: The spec was resolved for another parent.
+            InputError: An id is not in the vocabulary.
         """
         hidden, cache = self.hidden(inputs, spec, cache=cache)
         return Outputs(logits=self.head(hidden), cache=cache)
@@ -79,13 +80,10 @@ class Gemma3n(nn.Module):
         config = self.config.text
         if spec is None:
             spec = SliceSpec.full(config)
-        elif spec.kept_layers[-1] >= config.num_hidden_layers:
-            raise SliceError(
-                f"slice '{spec.name}': keeps layer {spec.kept_layers[-1]}, but this model has layers"
-                f" 0 to {config.num_hidden_layers - 1}; resolve the slice for this model"
-            )
         else:
             spec.check(config)
+        if inputs.ids.device.type == "cpu":  # elsewhere a look at the values would stop the device's queue
+            check_ids(inputs.ids, config.vocab_size)
         return self.model.language_model(inputs, spec, cache)
 
     def head(self, hidden: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes vocab"]:
@@ -119,3 +117,13 @@ class Gemma3n(nn.Module):
                 module.self_attn.q_norm.weight.fill_(self.config.text.head_dim**-0.5)
                 for norm in module.added_norms():
                     norm.weight.fill_(self.config.text.num_hidden_layers**-0.5)
+
+
+def check_ids(ids: Int[Tensor, "batch seq"], vocab_size: int) -> None:
+    """Raise InputError for ids that the token table has no row for."""
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocab_size:
+        raise InputError(
+            f"inputs: token ids reach from {low} to {high}, but this model has 0 to {vocab_size - 1};"
+            " use the tokenizer that came with it"
+        )

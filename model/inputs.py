@@ -20,7 +20,7 @@ class Inputs:
     ``mask`` is True at real tokens and False at padding, which may stand on either side.
 
     Raises:
-        InputError: The two tensors do not have the same two axes.
+        InputError: The two tensors do not have the same two axes, are empty, or of the wrong kind.
     """
 
     ids: Int[Tensor, "batch seq"]
@@ -31,6 +31,11 @@ class Inputs:
             raise InputError(
                 f"inputs: ids have shape {tuple(self.ids.shape)} and mask {tuple(self.mask.shape)};"
                 " both must be (batch, seq)"
+            )
+        if self.ids.numel() == 0 or self.ids.is_floating_point():
+            raise InputError(
+                f"inputs: ids are {self.ids.dtype} of shape {tuple(self.ids.shape)};"
+                " at least one whole number is needed"
             )
         if self.mask.dtype != torch.bool:
             raise InputError(f"inputs: mask is {self.mask.dtype}; it must be torch.bool, True at real tokens")

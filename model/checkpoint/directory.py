@@ -25,7 +25,7 @@ def whole_directory(target: Path, *, overwrite: bool = False, marker: str) -> It
     Raises:
         CheckpointError: ``target`` is something that must not be replaced.
     """
-    target = Path(os.path.abspath(target))
+    target = Path(os.path.realpath(target))  # what a link points to is replaced, not the link
     check_target(target, overwrite=overwrite, marker=marker)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")

@@ -110,7 +110,9 @@ def weight_files(path: Path) -> dict[str, set[str] | None]:
         raise CheckpointError(f"{path}: no {WEIGHTS_FILE} or {INDEX_FILE} there; only safetensors are read")
     try:
         homes = json.loads((path / INDEX_FILE).read_text(encoding="utf-8"))["weight_map"].items()
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        if not all(isinstance(name, str) for _, name in homes):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{path / INDEX_FILE}: not an index (JSON with a 'weight_map'); copy it anew") from None
     listed: dict[str, set[str] | None] = {}
     for tensor, name in sorted(homes):

@@ -75,23 +75,40 @@ class SliceSpec:
 
     def check(self, config: TextConfig) -> None:
         """Raise SliceError where this is not a part of ``config`` that can compute anything."""
+        self.check_layers(config.num_hidden_layers)
         for layer, width in zip(self.kept_layers, self.ffn_widths, strict=True):
-            if not 0 < width <= config.intermediate_size[layer]:
+            if not isinstance(width, int) or not 0 < width <= config.intermediate_size[layer]:
                 raise SliceError(
                     f"slice '{self.name}': layer {layer} asks for width {width};"
                     f" its parent has 1 to {config.intermediate_size[layer]}"
                 )
+        kept = frozenset(self.kept_layers)
         for reader in self.kept_layers:
             producer, kind = config.kv_producer(reader), config.layer_types[reader]
-            if producer not in self.kept_layers:
+            if producer not in kept:
                 raise SliceError(
                     f"slice '{self.name}': layer {producer} is skipped, but layer {reader} ({kind}) reads its keys"
                     f" and values; keep {producer}, or skip every {kind} layer from {config.first_shared_layer} on"
                 )
 
-    def then(self, child: SliceSpec) -> SliceSpec:
-        """The description, in this spec's parent, of ``child`` taken from this sub-model."""
-        return SliceSpec(child.name, tuple(self.kept_layers[i] for i in child.kept_layers), child.ffn_widths)
+    def check_layers(self, num_layers: int) -> None:
+        """Raise SliceError unless the kept layers are some of the parent's, in order, each with one width."""
+        kept = self.kept_layers
+        if not kept or list(kept) != sorted(set(kept)):
+            raise SliceError(f"slice '{self.name}': kept_layers is {list(kept)}; it must be ascending, with no repeats")
+        if kept[0] < 0 or kept[-1] >= num_layers:
+            raise SliceError(
+                f"slice '{self.name}': keeps layers {kept[0]} to {kept[-1]}, but this model has layers"
+                f" 0 to {num_layers - 1}; resolve the slice for this model"
+            )
+        if len(self.ffn_widths) != len(kept):
+            raise SliceError(
+                f"slice '{self.name}': {len(self.ffn_widths)} widths for {len(kept)} kept layers; give one each"
+            )
+
+    def then(self, second: SliceSpec) -> SliceSpec:
+        """The description, in this spec's parent, of the part ``second`` of this sub-model."""
+        return SliceSpec(second.name, tuple(self.kept_layers[i] for i in second.kept_layers), second.ffn_widths)
 
     def is_full(self, config: TextConfig) -> bool:
         """Whether this keeps everything of ``config``."""

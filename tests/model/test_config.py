@@ -59,6 +59,7 @@ def test_towers_and_unknown_fields_are_carried_along(tmp_path: Path) -> None:
     assert config.is_multimodal
     assert published["vision_config"] == whole["vision_config"]
     assert published["eos_token_id"] == [1, 106]
+    assert config.text.eos_token_id == (1, 106)
     assert published["text_config"]["an_unknown_field"] == 7
     assert "rope_theta" not in published["text_config"]
 
@@ -80,7 +81,12 @@ def test_towers_and_unknown_fields_are_carried_along(tmp_path: Path) -> None:
         ({"num_key_value_heads": 3}, "cannot share 3 key/value heads evenly"),
         ({"hidden_size": "big"}, "hidden_size is 'big'; it must be of the kind of 2048"),
         ({"altup_correct_scale": 1}, "must be of the kind of True"),
-        ({"intermediate_size": [None] * 35}, "every entry must be a number"),
+        ({"intermediate_size": [None] * 35}, "an entry is of the wrong kind"),
+        ({"intermediate_size": [16.5] * 35}, "an entry is of the wrong kind"),
+        ({"layer_types": [None] * 35}, "an entry is of the wrong kind"),
+        ({"final_logit_softcapping": None}, "Gemma 3n caps its scores"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, "must hold an object each for sliding"),
+        ({"rope_parameters": {"full_attention": None}}, "must hold an object each for sliding"),
         ({"head_dim": 7}, "needs an even one"),
     ],
 )

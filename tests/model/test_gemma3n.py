@@ -130,8 +130,19 @@ def test_a_token_beyond_the_window_reaches_only_global_layers() -> None:
 
 def test_a_spec_of_a_larger_parent_is_refused() -> None:
     spec = SliceSpec("e2b", tuple(range(30)), (8,) * 30)
-    with pytest.raises(SliceError, match="keeps layer 29, but this model has layers 0 to 8"):
+    with pytest.raises(SliceError, match="keeps layers 0 to 29, but this model has layers 0 to 8"):
         tiny_model()(tiny_inputs(tiny_config()), spec)
+
+
+@pytest.mark.parametrize("stranger", [-1, TINY_TEXT.vocab_size])
+def test_an_id_that_is_not_in_the_vocabulary_is_refused(stranger: int) -> None:
+    with pytest.raises(InputError, match="this model has 0 to 95; use the tokenizer that came with it"):
+        tiny_model()(Inputs.of(torch.tensor([[1, stranger]])))
+
+
+def test_empty_inputs_are_refused() -> None:
+    with pytest.raises(InputError, match="at least one whole number is needed"):
+        Inputs.of(torch.zeros(1, 0, dtype=torch.long))
 
 
 def test_inputs_of_two_shapes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
