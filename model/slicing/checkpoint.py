@@ -94,5 +94,6 @@ def lineage_of(source: Checkpoint, spec: SliceSpec) -> dict[str, Any]:
         "spec": dataclasses.asdict(spec),
         "parent": parent,
         "text_parameters": count_parameters(used, spec, config),
-        "effective_parameters": count_effective_parameters(published, spec, config),
+        "effective_parameters": count_effective_parameters(used, spec, config),
+        "effective_parameters_in_published_layout": count_effective_parameters(published, spec, config),
     }
