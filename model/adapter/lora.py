@@ -8,7 +8,7 @@ weight loses, so a sub-model's adapter is the part of its parent's adapter that 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from model.adapter.targets import TargetSet, resolve_targets, travelling_name
+from model.adapter.targets import TargetSet, resolve_targets, travelling_name, travelling_names
 from model.checkpoint.directory import whole_directory
 from model.checkpoint.names import TOKEN_TABLE, ours, text_only
 from model.checkpoint.reader import first_few
@@ -34,7 +34,14 @@ from model.errors import CheckpointError, ConfigError
 from model.gemma3n import Gemma3n
 from model.layers.embedding import ScaledEmbedding
 from model.layers.linear import NarrowLinear
-from model.slicing.adapter import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, BASE, PREFIX, require_files, split
+from model.slicing.adapter import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
+    BASE,
+    PREFIX,
+    adapted_modules,
+    require_files,
+)
 
 ADAPTER = "default"  # PEFT's name of the one adapter a model has here
 
@@ -153,7 +160,7 @@ def save_adapter(adapted: PeftModel, directory: Path | str, *, overwrite: bool =
     base, tensors = cast(Gemma3n, adapted.get_base_model()), adapter_tensors(adapted)
     lora = copy.copy(cast(LoraConfig, adapted.peft_config[ADAPTER]))
     # PEFT shortens long lists to leaf names; those would also match modules of the towers.
-    lora.target_modules = sorted({travelling_name(module) for module in adapted_modules(tensors)}, key=natural)
+    lora.target_modules = travelling_names(adapted_modules(tensors))
     lora.inference_mode = True
     with whole_directory(Path(directory), overwrite=overwrite, marker=ADAPTER_CONFIG_FILE) as aside:
         stored = {file_name(name, base.config): value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -224,11 +231,6 @@ def local_targets(written: Any, tensors: Mapping[str, Tensor]) -> list[str]:
     return sorted(travelling_name(module) for module in written)
 
 
-def adapted_modules(names: Iterable[str]) -> set[str]:
-    """Full paths of the modules that have factors among these tensors of a PEFT file."""
-    return {module for module, factor in map(split, names) if factor}
-
-
 def check_factors(directory: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raise one CheckpointError that names all that is missing, extra or misshapen in an adapter file."""
     misshapen = [
@@ -244,8 +246,3 @@ def check_factors(directory: Path, found: Mapping[str, Tensor], expected: Mappin
             f"{directory}: does not fit this model: {'; '.join(told)};"
             " give the model it was trained on, or slice the adapter like its base"
         )
-
-
-def natural(path: str) -> list[tuple[int, str]]:
-    """A sorting key that puts layer 2 before layer 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in path.split(".")]

@@ -77,3 +77,13 @@ def travelling_name(path: str) -> str:
     ``model.language_model`` (multimodal, and our own) and below ``model`` (text-only transformers).
     """
     return path.removeprefix(DECODER).removeprefix("model.")
+
+
+def travelling_names(paths: Iterable[str]) -> list[str]:
+    """Travelling names of these modules, each once, layer 2 before layer 10."""
+    return sorted(set(map(travelling_name, paths)), key=natural)
+
+
+def natural(path: str) -> list[tuple[int, str]]:
+    """A sorting key under which numbers in a path count as numbers."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in path.split(".")]

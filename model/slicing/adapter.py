@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.adapter.targets import travelling_name
+from model.adapter.targets import travelling_name, travelling_names
 from model.checkpoint.directory import whole_directory
-from model.checkpoint.names import like, ours, text_only
+from model.checkpoint.names import like, ours
 from model.checkpoint.reader import sha256
 from model.checkpoint.writer import METADATA
 from model.config import TextConfig
@@ -51,6 +51,9 @@ FACTORS = (
     Factor(".lora_embedding_A", base_axis=0, axis=1),
     Factor(".lora_embedding_B", base_axis=1, axis=0),
 )
+PATTERNS = ("rank_pattern", "alpha_pattern")
+# What PEFT chooses modules by, beside ``target_modules``; nothing is left to choose once those are spelled out.
+SELECTIONS = ("exclude_modules", "layers_to_transform", "layers_pattern")
 LAYER_PATH = re.compile(r"(?P<before>(?:.*\.)?layers\.)(?P<layer>\d+)(?P<after>(?:\..*)?)")
 
 
@@ -150,31 +153,30 @@ def split(name: str) -> tuple[str, Factor | None]:
 
 
 def slice_peft_config(written: Mapping[str, Any], names: Iterable[str], spec: SliceSpec) -> dict[str, Any]:
-    """``adapter_config.json`` with every mention of a layer renumbered, or dropped with its layer.
+    """``adapter_config.json`` of the sub-model's adapter, every module spelled out.
+
+    How the parent's config chose its modules does not matter: those that have tensors are those it chose.
 
     Args:
         written: The parent's.
-        names: Tensors of the parent's adapter: they tell what an expression in ``written`` stood for.
+        names: Tensors of the parent's adapter.
         spec: The part of the parent.
     """
     kept = {layer: position for position, layer in enumerate(spec.kept_layers)}
-    moves = {module: renumbered(module, kept) for module, factor in map(split, names) if factor}
+    moves = {module: renumbered(module, kept) for module in adapted_modules(names)}
     moved = {old: new for old, new in moves.items() if new is not None}
-    # The parent's base is not this adapter's base any more.
-    changes: dict[str, Any] = {"base_model_name_or_path": None, "revision": None}
-    for setting in ("target_modules", "exclude_modules", "modules_to_save"):
-        value = written.get(setting)
-        if isinstance(value, list):
-            changes[setting] = [new for entry in value if (new := renumbered(entry, kept)) is not None]
-        elif isinstance(value, str) and value != "all-linear":
-            changes[setting] = sorted(map(travelling_name, moved.values())) if setting == "target_modules" else None
-    layers = written.get("layers_to_transform")
-    if layers is not None:
-        wanted = [layers] if isinstance(layers, int) else layers
-        changes["layers_to_transform"] = [kept[layer] for layer in wanted if layer in kept]
-    for setting in ("rank_pattern", "alpha_pattern"):
-        changes[setting] = slice_pattern(written.get(setting) or {}, moved)
-    return dict(written) | changes
+    changes = {setting: spell_pattern(written.get(setting) or {}, moved) for setting in PATTERNS}
+    changes |= dict.fromkeys(SELECTIONS)
+    changes |= {"base_model_name_or_path": None, "revision": None}  # the parent's base is not this adapter's
+    in_full = written.get("modules_to_save")
+    if in_full is not None:
+        changes["modules_to_save"] = [new for entry in in_full if (new := renumbered(entry, kept)) is not None]
+    return dict(written) | changes | {"target_modules": travelling_names(moved.values())}
+
+
+def adapted_modules(names: Iterable[str]) -> set[str]:
+    """Full paths of the modules that have factors among these tensors of a PEFT file."""
+    return {module for module, factor in map(split, names) if factor}
 
 
 def renumbered(path: str, kept: Mapping[int, int]) -> str | None:
@@ -186,23 +188,17 @@ def renumbered(path: str, kept: Mapping[int, int]) -> str | None:
     return None if position is None else f"{match['before']}{position}{match['after']}"
 
 
-def slice_pattern(pattern: Mapping[str, int], moved: Mapping[str, str]) -> dict[str, int]:
-    """A rank or alpha pattern, spelled out per module where its expressions mention layers.
+def spell_pattern(pattern: Mapping[str, int], modules: Mapping[str, str]) -> dict[str, int]:
+    """A rank or alpha pattern with one entry for each module it was meant for, by travelling name.
 
     Args:
-        pattern: Expressions (matched to the end of a path, as PEFT does) and their values.
-        moved: Paths of the adapted modules that stay, in the parent and in the sub-model.
+        pattern: Expressions and their values. PEFT matches them to the end of the path a module had in the
+            model that was trained, and takes the first that fits.
+        modules: That path, which is the one in the file, and our path, of every module to spell out.
     """
-    if not any("layers" in key for key in pattern):
-        return dict(pattern)
     spelled: dict[str, int] = {}
-    for old, new in moved.items():
-        variants = {old, ours(old), text_only(ours(old))}
-        matching = (
-            value
-            for key, value in pattern.items()
-            if any(re.match(rf"(.*\.)?({key})$", variant) for variant in variants)
-        )
-        if (value := next(matching, None)) is not None:
-            spelled[travelling_name(new)] = value
+    for path, our_path in modules.items():
+        values = (value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", path))
+        if (value := next(values, None)) is not None:
+            spelled[travelling_name(our_path)] = value
     return spelled

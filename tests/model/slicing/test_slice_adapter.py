@@ -15,13 +15,14 @@ from torch import Tensor
 
 from model.adapter.lora import load_adapter, merge, save_adapter, with_our_layers
 from model.errors import CheckpointError, SliceError
-from model.slicing.adapter import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, slice_adapter
+from model.slicing.adapter import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, slice_adapter, slice_peft_config
 from model.slicing.module import slice_module
 from model.slicing.spec import SliceConfig, SliceSpec
 from tests.tiny import TINY_TEXT, tiny_config, tiny_inputs, tiny_model
 
 # Parent's layers 0 1 2 6 7 8 become 0 to 5.
 SPEC = SliceSpec.resolve(SliceConfig(name="small", skip_layers=[3, 4, 5], ffn_widths=[16]), TINY_TEXT)
+LONG = SliceSpec("long", tuple(range(11)), (16,) * 11)
 INPUTS = tiny_inputs(tiny_config())
 
 
@@ -57,12 +58,29 @@ def assert_commutes_with_merging(parent: Path, target: Path) -> None:
         torch.testing.assert_close(parameter, expected[name], rtol=1e-6, atol=1e-6, msg=name)
 
 
-def test_leaf_names_stay_and_layers_to_transform_are_renumbered(tmp_path: Path) -> None:
-    parent = trained(tmp_path, target_modules=["q_proj", "up_proj"], layers_to_transform=[1, 4, 7])
+def test_the_modules_of_chosen_layers_are_spelled_out(tmp_path: Path) -> None:
+    parent = trained(
+        tmp_path, target_modules=["q_proj", "up_proj"], layers_to_transform=[1, 4, 7], layers_pattern="layers"
+    )
     assert_commutes_with_merging(parent, tmp_path / "small")
     written = sliced_config(tmp_path / "small")
-    assert sorted(written["target_modules"]) == ["q_proj", "up_proj"]
-    assert written["layers_to_transform"] == [1, 4]
+    assert written["target_modules"] == [
+        f"layers.{layer}.{leaf}" for layer in (1, 4) for leaf in ("mlp.up_proj", "self_attn.q_proj")
+    ]
+    assert written["layers_to_transform"] is None
+    assert written["layers_pattern"] is None
+
+
+@pytest.mark.parametrize(
+    "excluded", [["layers.0.self_attn.q_proj", "layers.3.self_attn.q_proj"], r".*layers\.[036]\..*"]
+)
+def test_what_the_parent_excluded_stays_excluded(tmp_path: Path, excluded: list[str] | str) -> None:
+    parent = trained(tmp_path, target_modules=["q_proj"], exclude_modules=excluded)
+    slice_adapter(parent, tmp_path / "small", SPEC, TINY_TEXT)
+    written = sliced_config(tmp_path / "small")
+    assert "layers.0.self_attn.q_proj" not in written["target_modules"]
+    assert written["exclude_modules"] is None
+    load_adapter(slice_module(tiny_model(), SPEC), tmp_path / "small")
 
 
 def test_targets_by_full_path_are_renumbered_or_dropped(tmp_path: Path) -> None:
@@ -70,10 +88,12 @@ def test_targets_by_full_path_are_renumbered_or_dropped(tmp_path: Path) -> None:
     targets = [f"{text}.layers.2.mlp.down_proj", f"{text}.layers.4.mlp.down_proj", f"{text}.layers.8.mlp.down_proj"]
     parent = trained(tmp_path, target_modules=targets)
     assert_commutes_with_merging(parent, tmp_path / "small")
-    assert sliced_config(tmp_path / "small")["target_modules"] == [
-        f"{text}.layers.2.mlp.down_proj",
-        f"{text}.layers.5.mlp.down_proj",
-    ]
+    assert sliced_config(tmp_path / "small")["target_modules"] == ["layers.2.mlp.down_proj", "layers.5.mlp.down_proj"]
+
+
+def test_targets_are_written_in_the_order_of_layers(tmp_path: Path) -> None:
+    written = slice_peft_config({}, [f"model.layers.{layer}.mlp.up_proj.lora_A.weight" for layer in (10, 2, 9)], LONG)
+    assert written["target_modules"] == [f"layers.{layer}.mlp.up_proj" for layer in (2, 9, 10)]
 
 
 def test_a_target_expression_becomes_the_modules_it_stood_for(tmp_path: Path) -> None:
@@ -95,10 +115,17 @@ def test_rank_and_alpha_patterns_follow_their_layers(tmp_path: Path) -> None:
     assert written["alpha_pattern"] == {"layers.4.mlp.gate_proj": 20}
 
 
-def test_patterns_that_mention_no_layer_stay_as_they_are(tmp_path: Path) -> None:
-    parent = trained(tmp_path, target_modules=["q_proj", "down_proj"], rank_pattern={"down_proj": 2})
+def test_patterns_that_name_no_layers_are_spelled_out_too(tmp_path: Path) -> None:
+    parent = trained(
+        tmp_path,
+        target_modules=["q_proj", "down_proj"],
+        rank_pattern={"down_proj": 2, "q_proj": 5},
+        alpha_pattern={r".*\.[67]\.self_attn\.q_proj": 20},
+    )
     assert_commutes_with_merging(parent, tmp_path / "small")
-    assert sliced_config(tmp_path / "small")["rank_pattern"] == {"down_proj": 2}
+    written = sliced_config(tmp_path / "small")
+    assert written["rank_pattern"]["layers.5.mlp.down_proj"] == 2
+    assert written["alpha_pattern"] == {"layers.3.self_attn.q_proj": 20, "layers.4.self_attn.q_proj": 20}
 
 
 def test_modules_trained_in_full_are_cut_like_base_weights(tmp_path: Path) -> None:
