@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -48,8 +49,10 @@ def model_weights(gemma: Gemma3n, *, extras: Callable[[Path], None] | None = Non
 def adapter_weights(adapted: PeftModel) -> Weights:
     """The adapter alone, as a PEFT directory."""
 
+    config = cast(Gemma3n, adapted.get_base_model()).config.text
+
     def load_from(directory: Path) -> None:
-        _, stored = read_adapter(directory)
+        _, stored = read_adapter(directory, config)
         own = adapter_tensors(adapted)
         check_factors(directory, stored, own)
         copy_into(own, stored)

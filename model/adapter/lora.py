@@ -8,7 +8,7 @@ weight loses, so a sub-model's adapter is the part of its parent's adapter that 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -24,12 +24,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from model.adapter.targets import TargetSet, resolve_targets, travelling_name, travelling_names
+from model.adapter.targets import TargetSet, resolve_targets, travelling_names
 from model.checkpoint.directory import whole_directory
-from model.checkpoint.names import TOKEN_TABLE, ours, text_only
+from model.checkpoint.names import TOKEN_TABLE, ours, text_only, unused
 from model.checkpoint.reader import first_few
 from model.checkpoint.writer import METADATA
-from model.config import ModelConfig
+from model.config import ModelConfig, TextConfig
 from model.errors import CheckpointError, ConfigError
 from model.gemma3n import Gemma3n
 from model.layers.embedding import ScaledEmbedding
@@ -38,12 +38,17 @@ from model.slicing.adapter import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
     BASE,
+    PATTERNS,
     PREFIX,
+    SELECTIONS,
     adapted_modules,
     require_files,
+    spell_pattern,
+    weight_name,
 )
 
 ADAPTER = "default"  # PEFT's name of the one adapter a model has here
+UNCALLED = ("altup.prediction_coefs", "altup.correction_coefs")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -128,13 +133,13 @@ def load_adapter(model: Gemma3n, directory: Path | str, *, trainable: bool = Fal
     Reads any PEFT directory, also one trained on transformers' Gemma 3n, multimodal or text-only.
 
     Raises:
-        CheckpointError: The directory is no LoRA adapter, or one of a model of another shape.
+        CheckpointError: The directory is no LoRA adapter, one of a model of another shape, or of AltUp's coefficients.
     """
     directory = Path(directory)
-    lora, tensors = read_adapter(directory)
+    lora, tensors = read_adapter(directory, model.config.text)
+    refuse_uncalled(directory, tensors)
     lora.inference_mode = not trainable
     lora.task_type = None  # PEFT's task classes expect transformers' call signature
-    lora.target_modules = local_targets(lora.target_modules, tensors)
     try:
         adapted = PeftModel(model, with_our_layers(lora), ADAPTER)
     except ValueError as error:  # PEFT's word for targets that are not in the model
@@ -159,8 +164,9 @@ def save_adapter(adapted: PeftModel, directory: Path | str, *, overwrite: bool =
     """
     base, tensors = cast(Gemma3n, adapted.get_base_model()), adapter_tensors(adapted)
     lora = copy.copy(cast(LoraConfig, adapted.peft_config[ADAPTER]))
-    # PEFT shortens long lists to leaf names; those would also match modules of the towers.
-    lora.target_modules = travelling_names(adapted_modules(tensors))
+    modules = adapted_modules(tensors)
+    spell_patterns(lora, {module: module for module in modules})
+    spell_targets(lora, modules)  # PEFT shortens long lists to leaf names, which modules of the towers have, too
     lora.inference_mode = True
     with whole_directory(Path(directory), overwrite=overwrite, marker=ADAPTER_CONFIG_FILE) as aside:
         stored = {file_name(name, base.config): value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -207,8 +213,8 @@ def file_name(name: str, base: ModelConfig) -> str:
     return name if base.is_multimodal else PREFIX + text_only(name.removeprefix(PREFIX))
 
 
-def read_adapter(directory: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
-    """Config and tensors of a PEFT directory, the latter under our names."""
+def read_adapter(directory: Path, config: TextConfig) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """Config and tensors of a PEFT directory, both under our names, without what a model of ``config`` never reads."""
     require_files(directory)  # for what is missing, PEFT would ask the hub
     try:
         lora = PeftConfig.from_pretrained(str(directory))
@@ -221,14 +227,39 @@ def read_adapter(directory: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
         raise CheckpointError(
             f"{directory}: is a DoRA adapter, whose magnitudes cannot be narrowed with a sub-model; merge it elsewhere"
         )
+    unread = unused(config)
+    tensors = {name: tensor for name, tensor in tensors.items() if ours(weight_name(name)) not in unread}
+    modules = {module: ours(module) for module in adapted_modules(tensors)}
+    spell_patterns(lora, modules)
+    if isinstance(lora.target_modules, (list, set)) and not lora.exclude_modules:
+        # Names say which tensors there should be, which expressions for another layout do not.
+        lora.target_modules = travelling_names(lora.target_modules)
+    else:
+        spell_targets(lora, modules.values())
     return lora, {PREFIX + ours(name.removeprefix(PREFIX)): tensor for name, tensor in tensors.items()}
 
 
-def local_targets(written: Any, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Target modules as our model knows them: a list as written, an expression by what the file holds."""
-    if isinstance(written, str) or written is None:
-        return sorted(adapted_modules(tensors))
-    return sorted(travelling_name(module) for module in written)
+def refuse_uncalled(directory: Path, tensors: Iterable[str]) -> None:
+    """Raise CheckpointError for factors of layers whose weights our model takes without calling the layer."""
+    if uncalled := sorted(module for module in adapted_modules(tensors) if module.endswith(UNCALLED)):
+        raise CheckpointError(
+            f"{directory}: adapts '{uncalled[0]}', whose weight is clipped and used in a layer that the model"
+            " never calls, so the adapter would do nothing until it is merged; merge it in transformers and load"
+            f" the result, or train it without {' and '.join(UNCALLED)}"
+        )
+
+
+def spell_patterns(lora: LoraConfig, modules: Mapping[str, str]) -> None:
+    """Name every module a rank or alpha pattern is meant for; see ``spell_pattern`` for ``modules``."""
+    for setting in PATTERNS:
+        setattr(lora, setting, spell_pattern(getattr(lora, setting) or {}, modules))
+
+
+def spell_targets(lora: LoraConfig, modules: Iterable[str]) -> None:
+    """Name every adapted module, and drop all else that chose them."""
+    lora.target_modules = travelling_names(modules)
+    for setting in SELECTIONS:
+        setattr(lora, setting, None)
 
 
 def check_factors(directory: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -128,8 +128,7 @@ def slice_tensors(tensors: Mapping[str, Tensor], spec: SliceSpec, config: TextCo
     """The sub-model's part of each tensor of a PEFT file, under its new name in the same spelling."""
     for name, tensor in tensors.items():
         module, factor = split(name)
-        # Not a factor: a module trained in full, or an embedding's base weight that PEFT keeps beside its factors.
-        base_name = f"{module}.weight" if factor else module.replace(f"{BASE}.weight", ".weight")
+        base_name = weight_name(name)
         placement = place(ours(base_name), spec, config)
         if placement is None:
             continue
@@ -150,6 +149,16 @@ def split(name: str) -> tuple[str, Factor | None]:
         if path.endswith(factor.suffix):
             return path.removesuffix(factor.suffix), factor
     return path, None
+
+
+def weight_name(name: str) -> str:
+    """The weight that a tensor of a PEFT file is a factor of.
+
+    Tensors that are no factors are weights: of a module trained in full, or of an embedding, which PEFT
+    keeps beside its factors.
+    """
+    module, factor = split(name)
+    return f"{module}.weight" if factor else module.replace(f"{BASE}.weight", ".weight")
 
 
 def slice_peft_config(written: Mapping[str, Any], names: Iterable[str], spec: SliceSpec) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from model.checkpoint.writer import save
 from model.config import ModelConfig
 from model.errors import CheckpointError, ConfigError
 from model.gemma3n import Gemma3n
-from model.slicing.adapter import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
+from model.slicing.adapter import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, slice_adapter
+from model.slicing.module import slice_module
 from model.slicing.spec import SliceConfig, SliceSpec
 from tests.tiny import TINY_TEXT, tiny_config, tiny_inputs, tiny_model
 
@@ -166,6 +167,38 @@ def test_an_adapter_of_the_per_layer_table_is_scaled_like_the_table_and_merges()
     torch.testing.assert_close(scores(merge(adapted)), expected, rtol=0, atol=2e-4)  # fp32 sums in another order
 
 
+def test_what_an_expression_for_another_layout_excludes_has_no_factors(tmp_path: Path) -> None:
+    by_peft(target_modules=["q_proj", "up_proj"], exclude_modules=r".*\.layers\.[3-8]\..*").save_pretrained(
+        str(tmp_path)
+    )
+    config = json.loads((tmp_path / ADAPTER_CONFIG_FILE).read_text())
+    (tmp_path / ADAPTER_CONFIG_FILE).write_text(json.dumps(config | {"exclude_modules": r"model\.layers\.[3-8]\..*"}))
+    loaded = load_adapter(tiny_model(), tmp_path)
+    assert not [name for name, _ in loaded.named_parameters() if "layers.3" in name and "lora_" in name]
+
+
+def test_factors_of_the_keys_and_values_of_readers_are_dropped(tmp_path: Path) -> None:
+    """transformers before 5.6 makes them, though nothing reads those projections."""
+    by_peft(target_modules=["q_proj", "k_proj", "v_proj"], rank_pattern={"k_proj": 3}).save_pretrained(str(tmp_path))
+    expected = scores(load_adapter(tiny_model(), tmp_path))
+    tensors = load_file(tmp_path / ADAPTER_WEIGHTS_FILE)
+    alive = {name: tensor for name, tensor in tensors.items() if "layers.0" in name and "q_proj" not in name}
+    for layer in range(TINY_TEXT.first_shared_layer, TINY_TEXT.num_hidden_layers):
+        tensors |= {name.replace("layers.0", f"layers.{layer}"): tensor.clone() for name, tensor in alive.items()}
+    save_file(tensors, tmp_path / ADAPTER_WEIGHTS_FILE)
+    assert torch.equal(scores(load_adapter(tiny_model(), tmp_path)), expected)
+    slice_adapter(tmp_path, tmp_path / "small", SPEC, TINY_TEXT)
+    small = load_adapter(slice_module(tiny_model(), SPEC), tmp_path / "small")
+    torch.testing.assert_close(scores(small), scores(load_adapter(tiny_model(), tmp_path), SPEC), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("coefs", ["prediction_coefs", "correction_coefs"])
+def test_an_adapter_of_altups_coefficients_is_refused_by_name(tmp_path: Path, coefs: str) -> None:
+    by_peft(target_modules=["q_proj", coefs]).save_pretrained(str(tmp_path))
+    with pytest.raises(CheckpointError, match=rf"layers\.0\.altup\.{coefs}'.*never calls.*train it without"):
+        load_adapter(tiny_model(), tmp_path)
+
+
 def test_dora_is_refused(tmp_path: Path) -> None:
     by_peft(target_modules=["q_proj"], use_dora=True).save_pretrained(str(tmp_path))
     with pytest.raises(CheckpointError, match="DoRA"):
@@ -236,6 +269,31 @@ def test_we_load_an_adapter_that_peft_made_on_transformers_text_model(tmp_path: 
         logits = theirs(input_ids=INPUTS.ids, use_cache=False).logits
     ours = load_adapter(tiny_model(), tmp_path / "adapter")
     torch.testing.assert_close(logits, scores(ours), rtol=0, atol=2e-4)  # fp32 sums in another order
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    "pattern", ["model.layers.0.self_attn.q_proj", r"^model\.layers\.[0-2]\.mlp.*", r"layers\.7\..*", "o_proj"]
+)
+def test_ranks_and_strengths_of_single_modules_are_those_peft_gives_them_on_transformers_text_model(
+    tmp_path: Path, pattern: str
+) -> None:
+    save(tiny_model(), tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
+    leaves = ["q_proj", "o_proj", "up_proj", "down_proj"]
+    lora = LoraConfig(
+        r=2, lora_alpha=4, target_modules=leaves, rank_pattern={pattern: 3}, alpha_pattern={pattern: 20},
+        layers_to_transform=[0, 1, 7],
+    )  # fmt: skip
+    theirs = randomise(cast(PeftModel, get_peft_model(base, lora))).eval()
+    theirs.save_pretrained(str(tmp_path / "adapter"))
+    with torch.no_grad():
+        logits = theirs(input_ids=INPUTS.ids, use_cache=False).logits
+    ours = load_adapter(tiny_model(), tmp_path / "adapter")
+    torch.testing.assert_close(logits, scores(ours), rtol=0, atol=2e-4)  # fp32 sums in another order
+    save_adapter(of_multimodal_base(ours), tmp_path / "saved")
+    again = load_adapter(tiny_model(), tmp_path / "saved")
+    assert torch.equal(scores(again), scores(ours))
 
 
 class Multimodal(nn.Module):
