@@ -81,7 +81,7 @@ def build_adapted(
 ) -> Gemma3n | PeftModel:
     """A model to ask, with its adapter if it has one."""
     gemma = load(checkpoint, dtype=dtype, device=device)
-    return (gemma if adapter is None else load_adapter(gemma, adapter)).eval()
+    return gemma if adapter is None else load_adapter(gemma, adapter)
 
 
 def find_device(written: Device) -> torch.device:

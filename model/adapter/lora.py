@@ -124,13 +124,14 @@ def attach(model: Gemma3n, config: AdapterConfig) -> PeftModel:
         lora_dropout=config.dropout,
         target_modules=resolve_targets(model, config.targets),
     )
-    return cast(PeftModel, get_peft_model(model, with_our_layers(lora)))
+    return cast(PeftModel, get_peft_model(model, with_our_layers(lora))).train()
 
 
 def load_adapter(model: Gemma3n, directory: Path | str, *, trainable: bool = False) -> PeftModel:
     """Put a saved LoRA adapter into ``model``, strictly: every tensor finds its place and every place its tensor.
 
-    Reads any PEFT directory, also one trained on transformers' Gemma 3n, multimodal or text-only.
+    Reads any PEFT directory, also one trained on transformers' Gemma 3n, multimodal or text-only. The result is in
+    evaluation mode, or in training mode if it is ``trainable``: dropout is part of training only.
 
     Raises:
         CheckpointError: The directory is no LoRA adapter, one of a model of another shape, or of AltUp's coefficients.
@@ -150,7 +151,7 @@ def load_adapter(model: Gemma3n, directory: Path | str, *, trainable: bool = Fal
         cast(Any, adapted).unload()
         raise
     set_peft_model_state_dict(adapted, tensors, adapter_name=ADAPTER)
-    return adapted.train(model.training)
+    return adapted.train(trainable)
 
 
 def save_adapter(adapted: PeftModel, directory: Path | str, *, overwrite: bool = False) -> None:

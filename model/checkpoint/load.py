@@ -24,7 +24,7 @@ def load(
 ) -> Gemma3n:
     """The text decoder of a checkpoint directory, as it is or cut to ``spec`` while it is read.
 
-    A multimodal checkpoint's towers are left on disk.
+    A multimodal checkpoint's towers are left on disk. The model is in evaluation mode.
 
     Args:
         path: A checkpoint directory, single-file or sharded.
@@ -52,7 +52,7 @@ def load(
         if placement is not None:
             parameters.pop(placement.name).data.copy_(checkpoint.part(name, placement))
     assert not parameters, f"the table of cuts does not fill {sorted(parameters)}"
-    return gemma
+    return gemma.eval()
 
 
 def check_dtype(dtype: torch.dtype) -> None:

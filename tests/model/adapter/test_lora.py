@@ -115,6 +115,13 @@ def test_a_saved_adapter_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
+@pytest.mark.parametrize("trainable", [False, True])
+def test_the_dropout_of_a_loaded_adapter_is_on_only_if_it_is_to_be_trained(tmp_path: Path, trainable: bool) -> None:
+    save_adapter(adapted_tiny(dropout=0.5), tmp_path / "adapter")
+    loaded = load_adapter(tiny_model(), tmp_path / "adapter", trainable=trainable)
+    assert torch.equal(scores(loaded), scores(loaded)) is not trainable
+
+
 def test_a_loaded_adapter_can_be_trained_on(tmp_path: Path) -> None:
     save_adapter(adapted_tiny(), tmp_path / "adapter")
     loaded = load_adapter(tiny_model(), tmp_path / "adapter", trainable=True)

@@ -53,6 +53,7 @@ def test_a_loaded_model_has_the_dtype_asked_for_and_can_be_trained(tmp_path: Pat
     model = load(written(tmp_path, {}), dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(module.training for module in model.modules())  # training begins when its loop says so
     assert torch.equal(dict(model.named_parameters())[FFN], tensors()[FFN].bfloat16())
 
 
