@@ -28,7 +28,7 @@ from model.adapter.targets import TargetSet, resolve_targets, travelling_names
 from model.checkpoint.directory import whole_directory
 from model.checkpoint.names import TOKEN_TABLE, ours, text_only, unused
 from model.checkpoint.reader import first_few
-from model.checkpoint.writer import METADATA
+from model.checkpoint.writer import METADATA, check_plain
 from model.config import ModelConfig, TextConfig
 from model.errors import CheckpointError, ConfigError
 from model.gemma3n import Gemma3n
@@ -117,7 +117,9 @@ def attach(model: Gemma3n, config: AdapterConfig) -> PeftModel:
 
     Raises:
         ConfigError: A target set matches nothing.
+        CheckpointError: The model has an adapter already.
     """
+    check_plain(model, "adapter")
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
@@ -134,9 +136,11 @@ def load_adapter(model: Gemma3n, directory: Path | str, *, trainable: bool = Fal
     evaluation mode, or in training mode if it is ``trainable``: dropout is part of training only.
 
     Raises:
-        CheckpointError: The directory is no LoRA adapter, one of a model of another shape, or of AltUp's coefficients.
+        CheckpointError: The directory is no LoRA adapter, one of a model of another shape, or of AltUp's
+            coefficients; or the model has an adapter already.
     """
     directory = Path(directory)
+    check_plain(model, str(directory))
     lora, tensors = read_adapter(directory, model.config.text)
     refuse_uncalled(directory, tensors)
     lora.inference_mode = not trainable
@@ -161,8 +165,9 @@ def save_adapter(adapted: PeftModel, directory: Path | str, *, overwrite: bool =
     tensors are named as there, which differs between a multimodal base and a text-only one.
 
     Raises:
-        CheckpointError: ``directory`` is in use.
+        CheckpointError: ``directory`` is in use, or the model has several adapters.
     """
+    check_sole(adapted)
     base, tensors = cast(Gemma3n, adapted.get_base_model()), adapter_tensors(adapted)
     lora = copy.copy(cast(LoraConfig, adapted.peft_config[ADAPTER]))
     modules = adapted_modules(tensors)
@@ -181,8 +186,9 @@ def merge(adapted: PeftModel) -> Gemma3n:
     The adapted model is used up. Sums are taken in float32 and rounded once to the model's dtype.
 
     Raises:
-        CheckpointError: The adapter changes the token table, or the sum is not finite.
+        CheckpointError: The adapter changes the token table, the sum is not finite, or there are several adapters.
     """
+    check_sole(adapted)
     if TOKEN_TABLE.removesuffix(".weight") in adapted_modules(adapter_tensors(adapted)):
         raise CheckpointError(
             "adapter: changes the token table's reading, but the table is also the head;"
@@ -193,6 +199,15 @@ def merge(adapted: PeftModel) -> Gemma3n:
         if not torch.isfinite(parameter).all():
             raise CheckpointError(f"adapter: '{name}' is not finite after merging; the adapter or its base is broken")
     return merged.requires_grad_(True)
+
+
+def check_sole(adapted: PeftModel) -> None:
+    """Raise CheckpointError unless a model has one adapter, under the name we give it."""
+    if (names := sorted(adapted.peft_config)) != [ADAPTER]:
+        raise CheckpointError(
+            f"adapter: the model has the adapters {names}, but one per model is supported, named '{ADAPTER}';"
+            " save and merge them from models of their own, each made by attach or load_adapter"
+        )
 
 
 def with_our_layers(lora: LoraConfig) -> LoraConfig:

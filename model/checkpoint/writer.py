@@ -17,6 +17,7 @@ from model.checkpoint.directory import whole_directory
 from model.config import CONFIG_FILE, TEXT_ONLY, ModelConfig
 from model.errors import CheckpointError
 from model.gemma3n import Gemma3n
+from model.slicing.count import Layout, text_shapes
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
@@ -44,12 +45,27 @@ def save(
         extras: Called with the directory being written, to add files such as the tokenizer's.
 
     Raises:
-        CheckpointError: ``target`` is in use.
+        CheckpointError: ``target`` is in use, or the model has an adapter in it.
     """
+    check_plain(model, str(target))
     tensors = ((name, parameter.detach()) for name, parameter in model.named_parameters())
     write_checkpoint(
         tensors, text_only(model.config), target, max_shard_bytes=max_shard_bytes, overwrite=overwrite, extras=extras
     )  # fmt: skip
+
+
+def check_plain(model: Gemma3n, where: str) -> None:
+    """Raise CheckpointError unless a model's parameters are those of its config and nothing else.
+
+    An adapter that is attached adds some and renames others.
+    """
+    found = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    expected = text_shapes(model.config.text, Layout.used)
+    if odd := sorted({name for name, _ in found.items() ^ expected.items()}):
+        raise CheckpointError(
+            f"{where}: the model's parameters are not those of its config ({len(odd)} differ, the first is"
+            f" '{odd[0]}'); if an adapter is attached, merge it first: merge(adapted) gives the plain model"
+        )
 
 
 def text_only(config: ModelConfig) -> ModelConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 
+from model.checkpoint.writer import check_plain
 from model.gemma3n import Gemma3n
 from model.slicing.config import slice_config
 from model.slicing.cuts import place
@@ -18,9 +19,10 @@ def slice_module(model: Gemma3n, spec: SliceSpec) -> Gemma3n:
     Weights are copied; dtype, device, train mode and which parameters are trained stay the parent's.
 
     Raises:
-        SliceError: The spec does not fit, or the model has parameters the table of cuts does not know
-            (a LoRA adapter must be merged or sliced by itself).
+        SliceError: The spec does not fit.
+        CheckpointError: The model has an adapter in it, which must be merged first, or sliced by itself.
     """
+    check_plain(model, f"slice '{spec.name}'")
     config = model.config.text
     placed = [(place(name, spec, config), parameter) for name, parameter in model.named_parameters()]
     reference = next(model.parameters())

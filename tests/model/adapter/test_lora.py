@@ -116,7 +116,7 @@ def test_a_saved_adapter_is_loaded_bit_for_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("trainable", [False, True])
-def test_the_dropout_of_a_loaded_adapter_is_on_only_if_it_is_to_be_trained(tmp_path: Path, trainable: bool) -> None:
+def test_the_dropout_of_a_loaded_adapter_is_on_only_if_it_is_to_be_trained(tmp_path: Path, *, trainable: bool) -> None:
     save_adapter(adapted_tiny(dropout=0.5), tmp_path / "adapter")
     loaded = load_adapter(tiny_model(), tmp_path / "adapter", trainable=trainable)
     assert torch.equal(scores(loaded), scores(loaded)) is not trainable
@@ -204,6 +204,25 @@ def test_an_adapter_of_altups_coefficients_is_refused_by_name(tmp_path: Path, co
     by_peft(target_modules=["q_proj", coefs]).save_pretrained(str(tmp_path))
     with pytest.raises(CheckpointError, match=rf"layers\.0\.altup\.{coefs}'.*never calls.*train it without"):
         load_adapter(tiny_model(), tmp_path)
+
+
+def test_a_model_gets_no_second_adapter(tmp_path: Path) -> None:
+    save_adapter(adapted_tiny(), tmp_path / "adapter")
+    model = tiny_model()
+    attach(model, AdapterConfig(targets=[TargetSet.attention], rank=2, alpha=2))
+    with pytest.raises(CheckpointError, match="merge it first"):
+        attach(model, AdapterConfig(targets=[TargetSet.ffn], rank=2, alpha=2))
+    with pytest.raises(CheckpointError, match="merge it first"):
+        load_adapter(model, tmp_path / "adapter")
+
+
+def test_of_several_adapters_none_is_saved_or_merged_in_place_of_all(tmp_path: Path) -> None:
+    adapted = adapted_tiny()
+    adapted.add_adapter("other", LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(CheckpointError, match=r"\['default', 'other'\], but one per model"):
+        save_adapter(adapted, tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match="one per model"):
+        merge(adapted)
 
 
 def test_dora_is_refused(tmp_path: Path) -> None:

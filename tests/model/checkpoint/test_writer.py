@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from model.adapter.lora import AdapterConfig, attach
 from model.checkpoint.writer import save, shards, write_checkpoint
 from model.config import ModelConfig
 from model.errors import CheckpointError
@@ -90,3 +91,11 @@ def test_a_text_decoder_out_of_a_multimodal_checkpoint_is_saved_as_a_text_only_m
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written["model_type"] == "gemma3n_text"
     assert "vision_config" not in written
+
+
+def test_a_model_with_an_adapter_is_not_saved_as_if_it_had_none(tmp_path: Path) -> None:
+    model = tiny_model()
+    attach(model, AdapterConfig(rank=2, alpha=2))
+    with pytest.raises(CheckpointError, match="merge it first"):
+        save(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
