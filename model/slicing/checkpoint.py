@@ -35,7 +35,12 @@ CARRIED_FILES = (  # the same for every size of a model
 
 
 def slice_checkpoint(
-    source: Checkpoint, target: Path, spec: SliceSpec, *, max_shard_bytes: int = SHARD_BYTES, overwrite: bool = False
+    source: Checkpoint | Path | str,
+    target: Path | str,
+    spec: SliceSpec,
+    *,
+    max_shard_bytes: int = SHARD_BYTES,
+    overwrite: bool = False,
 ) -> None:
     """Write the sub-model ``spec`` of a checkpoint as a checkpoint of its own.
 
@@ -43,7 +48,7 @@ def slice_checkpoint(
     tokenizer and processor files, and ``slice.json``, which says of which parent this is which part.
 
     Args:
-        source: The parent.
+        source: The parent, or its directory.
         target: A directory that does not exist or is empty.
         spec: The part of the parent that is written.
         max_shard_bytes: Size of a weight file; a single larger tensor gets a file of its own.
@@ -53,17 +58,17 @@ def slice_checkpoint(
         CheckpointError: The source is incomplete, or the target in use.
         SliceError: The spec does not fit the source.
     """
-    target = Path(target)
-    config = slice_config(source.config, spec)
+    parent, target = source if isinstance(source, Checkpoint) else Checkpoint.open(source), Path(target)
+    config = slice_config(parent.config, spec)
     check_target(target, overwrite=overwrite, marker=CONFIG_FILE)
-    check_tensors(source)
+    check_tensors(parent)
 
     def add_files(directory: Path) -> None:
-        carry_files(source.path, directory)
-        lineage = json.dumps(lineage_of(source, spec), indent=2) + "\n"
+        carry_files(parent.path, directory)
+        lineage = json.dumps(lineage_of(parent, spec), indent=2) + "\n"
         (directory / LINEAGE_FILE).write_text(lineage, encoding="utf-8")
 
-    tensors = parts(source, spec)
+    tensors = parts(parent, spec)
     write_checkpoint(
         tensors, config, target, max_shard_bytes=max_shard_bytes, overwrite=overwrite, extras=add_files
     )  # fmt: skip

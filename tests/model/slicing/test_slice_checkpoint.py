@@ -41,6 +41,14 @@ def published(tmp_path: Path) -> Checkpoint:
     return Checkpoint.open(tmp_path / "published")
 
 
+@pytest.mark.parametrize("kind", [Path, str])
+def test_the_parent_may_be_given_by_its_directory(published: Checkpoint, tmp_path: Path, kind: type) -> None:
+    slice_checkpoint(published, tmp_path / "opened", SPEC)
+    slice_checkpoint(kind(published.path), kind(tmp_path / "named"), SPEC)
+    hashes = [Checkpoint.open(tmp_path / name).file_hashes() for name in ("opened", "named")]
+    assert hashes[0] == hashes[1]
+
+
 def test_towers_and_unread_keys_and_values_are_carried_along(published: Checkpoint, tmp_path: Path) -> None:
     slice_checkpoint(published, tmp_path / "small", SPEC)
     small = Checkpoint.open(tmp_path / "small")
