@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from model.adapter.targets import TargetSet, resolve_targets, travelling_names
 from model.checkpoint.directory import whole_directory
+from model.checkpoint.load import misfit
 from model.checkpoint.names import TOKEN_TABLE, ours, text_only, unused
-from model.checkpoint.reader import first_few
 from model.checkpoint.writer import METADATA, check_plain
 from model.config import ModelConfig, TextConfig
 from model.errors import CheckpointError, ConfigError
@@ -280,16 +280,10 @@ def spell_targets(lora: LoraConfig, modules: Iterable[str]) -> None:
 
 def check_factors(directory: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raise one CheckpointError that names all that is missing, extra or misshapen in an adapter file."""
-    misshapen = [
-        f"'{name}' has shape {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
-        for name in sorted(found.keys() & expected.keys())
-        if found[name].shape != expected[name].shape
-    ]
     # PEFT files of adapted embeddings hold the embedding itself, too.
-    extra = [name for name in sorted(found.keys() - expected.keys()) if not name.endswith(f"{BASE}.weight")]
-    problems = (("missing", sorted(expected.keys() - found.keys())), ("extra", extra), ("misshapen", misshapen))
-    if told := [f"{len(names)} {kind} ({first_few(names)})" for kind, names in problems if names]:
+    factors = {name: tensor.shape for name, tensor in found.items() if not name.endswith(f"{BASE}.weight")}
+    if told := misfit(factors, expected, {name: tensor.shape for name, tensor in expected.items()}):
         raise CheckpointError(
-            f"{directory}: does not fit this model: {'; '.join(told)};"
+            f"{directory}: does not fit this model: {told};"
             " give the model it was trained on, or slice the adapter like its base"
         )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -71,22 +72,33 @@ def check_tensors(checkpoint: Checkpoint) -> None:
     config = checkpoint.config.text
     needed, known = text_shapes(config, Layout.used), text_shapes(config, Layout.published)
     known[TIED_HEAD] = known[TOKEN_TABLE]
-    found = {name for name in checkpoint.names() if not is_tower(name)}
-    misshapen = [
-        f"'{name}' has shape {checkpoint.shape(name)} instead of {known[name]}"
-        for name in sorted(found & known.keys())
-        if checkpoint.shape(name) != known[name]
-    ]
-    problems = (
-        ("missing", [f"'{name}'" for name in sorted(needed.keys() - found)]),
-        ("extra", [f"'{name}'" for name in sorted(found - known.keys())]),
-        ("misshapen", misshapen),
-    )
-    if told := [f"{len(names)} {kind} ({first_few(names)})" for kind, names in problems if names]:
+    found = {name: checkpoint.shape(name) for name in checkpoint.names() if not is_tower(name)}
+    if told := misfit(found, needed, known):
         raise CheckpointError(
-            f"{checkpoint.path}: tensors do not fit config.json: {'; '.join(told)};"
+            f"{checkpoint.path}: tensors do not fit config.json: {told};"
             " the two are not of one model, or the copy is incomplete"
         )
+
+
+def misfit(found: Mapping[str, Sequence[int]], needed: Iterable[str], known: Mapping[str, Sequence[int]]) -> str:
+    """All that is missing, extra or misshapen in a file, in words; empty if nothing is.
+
+    Args:
+        found: Names and shapes of what is there.
+        needed: Names of what must be there.
+        known: Names and shapes of what may be there.
+    """
+    misshapen = [
+        f"'{name}' has shape {tuple(found[name])} instead of {tuple(known[name])}"
+        for name in sorted(found.keys() & known.keys())
+        if tuple(found[name]) != tuple(known[name])
+    ]
+    problems = (
+        ("missing", [f"'{name}'" for name in sorted(set(needed) - found.keys())]),
+        ("extra", [f"'{name}'" for name in sorted(found.keys() - known.keys())]),
+        ("misshapen", misshapen),
+    )
+    return "; ".join(f"{len(names)} {kind} ({first_few(names)})" for kind, names in problems if names)
 
 
 def check_head(checkpoint: Checkpoint) -> None:
