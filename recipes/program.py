@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from model.errors import ConfigError
 from recipes.schema import register_schemas
-from recipes.wording import REFUSALS, explain, explain_missing
+from recipes.wording import REFUSALS, check_keys, explain, explain_missing, explain_override
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 REFUSED, INTERRUPTED, CLOSED = 2, 130, 141  # exit status; the last two are the shell's for Ctrl-C and a closed pipe
@@ -41,11 +41,12 @@ def start(name: str, run: Callable[[Any], None], arguments: Sequence[str]) -> in
     def job(cfg: DictConfig) -> None:
         nonlocal status
         try:
+            check_keys(cfg)
             if missing := OmegaConf.missing_keys(cfg):
                 raise ConfigError(explain_missing(missing, recipe=name))
             run(OmegaConf.to_object(cfg))
-        except REFUSALS as error:
-            if wants_traceback:
+        except (*REFUSALS, OSError) as error:
+            if wants_traceback or isinstance(error, BrokenPipeError):
                 raise
             # A sweep goes on with its other jobs, so it says which one this was.
             swept = HydraConfig.get().mode is RunMode.MULTIRUN
@@ -61,6 +62,10 @@ def start(name: str, run: Callable[[Any], None], arguments: Sequence[str]) -> in
         if wants_traceback:
             raise
         return refuse(explain(error, recipe=name))
+    except (ValueError, AssertionError) as error:
+        if wants_traceback or (told := explain_override(error)) is None:
+            raise
+        return refuse(told)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -9,15 +9,23 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import traceback
 from collections.abc import Collection, Iterable
 from typing import Any
 
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
 from yaml import YAMLError
 
-from model.errors import MatsliceError
+from model.errors import ConfigError, MatsliceError
 from recipes.schema import SCHEMAS, choices
 
 REFUSALS = (MatsliceError, HydraException, OmegaConfBaseException, YAMLError)  # all that a user can cause
@@ -43,6 +51,8 @@ def explain(error: Exception, *, recipe: str) -> str:
                 f"'{error.override}' is not understood ({error.message.splitlines()[0]}); write key=value, a list as"
                 " key=[1,2], and put the whole of it in single quotes where the shell would change it"
             )
+        case HydraException() if isinstance(cause := error.__cause__ or error.__context__, MissingMandatoryValue):
+            return explain_missing([cause.full_key or str(cause.key)], recipe=recipe)
         case HydraException() if isinstance(cause := error.__cause__ or error.__context__, OmegaConfBaseException):
             return explain_place(error) + explain_value(cause)
         case OmegaConfBaseException():
@@ -105,6 +115,39 @@ def keys_of(error: OmegaConfBaseException) -> list[str]:
         return [known.name for known in dataclasses.fields(error.object_type)]
     parent: Any = error.parent_node
     return [str(key) for key in parent or ()] if isinstance(parent, DictConfig) else []
+
+
+def check_keys(cfg: DictConfig, *, parent: str = "") -> None:
+    """Raise ConfigError for a key that no dataclass has: Hydra puts in what it is told to (``+a=1``)."""
+    kind = OmegaConf.get_type(cfg)
+    known = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+    for key in map(str, cfg):
+        if known and key not in known:
+            raise ConfigError(unknown_key(parent + key, keys=known))
+        if OmegaConf.is_missing(cfg, key) or OmegaConf.is_interpolation(cfg, key):
+            continue
+        if isinstance(value := cfg[key], DictConfig):
+            check_keys(value, parent=f"{parent}{key}.")
+
+
+def explain_override(error: Exception) -> str | None:
+    """What an override should have been that Hydra fails on without a word of its own; None if it was not that.
+
+    A group that is null, and a value in a group of which no file is chosen. Hydra's error names neither; the
+    override it stopped at stands in its frames.
+    """
+    frames = [frame.f_locals.get("override") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    override = next((found for found in reversed(frames) if isinstance(found, Override)), None)
+    if override is None:
+        return None
+    group, _, key = override.key_or_group.partition(".")
+    if not (options := choices(group.partition("@")[0])):
+        return None
+    if key:
+        options = [option for option in options if option != "none"]
+        return f"{override.input_line}: no {group} is chosen that has a {key}; choose {group}={'|'.join(options)}"
+    hint = f"; did you mean {group}=none?" if "none" in options else ""
+    return f"{override.input_line}: choose a file, or leave it out; allowed are {listed(options)}{hint}"
 
 
 def explain_missing(keys: Iterable[str], *, recipe: str) -> str:

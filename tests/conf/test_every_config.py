@@ -17,6 +17,7 @@ from model.slicing.count import Layout, count_effective_parameters, count_parame
 from model.slicing.spec import SliceConfig, SliceSpec
 from recipes.schema import SCHEMAS, choices, register_schemas
 from recipes.shape import ShapeConfig
+from trainer.elastic import SliceSampler
 
 CONF = Path(__file__).parents[2] / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
@@ -160,3 +161,9 @@ def test_a_size_can_be_added_on_the_command_line() -> None:
     added = ["+slice@sizes.mine=full", "sizes.mine.name=mine", "sizes.mine.ffn_widths=[24]"]
     recipe = complete("train", [*added, "elastic=sample"])
     assert recipe.elastic.slices["mine"] == SliceConfig(name="mine", ffn_widths=[24])
+
+
+@pytest.mark.parametrize("changes", [["elastic=off"], ["+slice@sizes.mine=full", "sizes.mine.name=mine"]], ids=str)
+def test_an_experiment_can_be_changed(changes: list[str]) -> None:
+    recipe = complete("train", ["experiment=elastic_lora", *changes])
+    SliceSampler(recipe.elastic, shape_named("e4b"), seed=0)

@@ -69,6 +69,20 @@ COMMANDS: dict[str, tuple[Words, str]] = {
         lambda at: ["merge", f"checkpoint={at.weights}", f"adapter={at.adapter}", f"output={at.output}"],
         "did you mean 'adapter_path'?",
     ),
+    "added key": (sliced("+foo=1"), "foo: there is no such key; allowed are checkpoint, output, slice"),
+    "added key in a group": (trained("+trainer.maxsteps=5"), "trainer.maxsteps: there is no such key; 'trainer' has"),
+    "forced key in a group": (trained("++optim.lr=5"), "optim.lr: there is no such key; 'optim' has learning_rate"),
+    "added key in a dictionary": (trained("+sizes.full.width=5"), "sizes.full.width: there is no such key"),
+    "no group": (trained("optim=null"), "optim=null: choose a file, or leave it out; allowed are adamw, adamw_full"),
+    "no adapter": (trained("adapter=null"), "did you mean adapter=none?"),
+    "no sizes": (trained("sizes=null"), "allowed are e4b, full, tiny"),
+    "value of no adapter": (
+        trained("adapter=none", "adapter.rank=3"), "no adapter is chosen that has a rank; choose adapter=all_linear|",
+    ),
+    "value of no shape": (trained("model.vocab_size=100"), "choose model=e2b|e4b|tiny"),
+    "value of no slice": (
+        words("slice", "checkpoint=x", "output=y", "slice.ffn_widths=[24]"), "slice: must be given: slice=e2_49b|",
+    ),
     "unknown slice": (sliced("slice=e2c"), "slice=e2c: there is no conf/slice/e2c.yaml; allowed are e2_49b"),
     "unknown experiment": (trained("experiment=none"), "allowed are "),
     "a new size as a dictionary": (trained("+sizes.x={name: x}"), "+slice@sizes.x=full sizes.x.name=x"),
@@ -135,7 +149,9 @@ CHECKPOINTS: dict[str, tuple[Words, str]] = {
         from_weights(lambda at: at.tensors(lambda t: t.update({DEEP: t[DEEP][:-1].clone()}))),
         f"1 misshapen ('{DEEP}' has shape (47, 32) instead of (48, 32))",
     ),
-    "adapter that is not there": (sliced("adapter_path=nowhere"), "nowhere"),
+    "adapter that is not there": (
+        sliced("adapter_path=nowhere"), "nowhere: no adapter_config.json there; give the directory of a LoRA adapter",
+    ),
     "adapter of another model": (
         lambda at: ["generate", f"checkpoint={at.weights}", "prompt=hi", f"adapter_path={at.adapter_of_another()}"],
         "does not fit this model",
@@ -151,8 +167,12 @@ DATA: dict[str, tuple[Words, str]] = {
     "empty file": (from_data(lambda at: at.data()), "has no rows"),
     "not JSON": (from_data(lambda at: at.data(turns(USER, ASSISTANT), '{"messages": [')), "jsonl:2: found no JSON"),
     "no messages": (from_data(lambda at: at.data({"text": ""})), "jsonl:1: messages: found none (the row has 'text')"),
-    "roles out of order": (from_data(lambda at: at.data(turns(USER, USER, ASSISTANT))), "rows.jsonl:1: messages"),
-    "nothing to learn": (from_data(lambda at: at.data(turns(USER))), "rows.jsonl:1: messages"),
+    "roles out of order": (
+        from_data(lambda at: at.data(turns(USER, USER, ASSISTANT))), "is by 'user' where 'assistant' should speak",
+    ),
+    "nothing to learn": (
+        from_data(lambda at: at.data(turns(USER))), "messages: found no assistant turn; expected at least one",
+    ),
     "too long a row": (
         from_data(lambda at: at.data(turns(USER, ASSISTANT)), "data.max_length_tokens=4"),
         "expected at most 4 (data.max_length_tokens; data.long_rows=skip leaves such rows out)",
@@ -167,7 +187,7 @@ WRONG = {**COMMANDS, **CHECKPOINTS, **DATA}
 
 @pytest.fixture
 def places(weights: Path, adapter: Path, chat: Path, tmp_path: Path) -> Places:
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints" / "step_000001").mkdir(parents=True)
     (tmp_path / "run" / "run.json").write_text("{}", encoding="utf-8")
     return Places(weights, adapter, chat, tmp_path)
 
