@@ -35,6 +35,7 @@ Each article is at https://en.wikipedia.org/wiki/TITLE. Weights trained on them 
 NO_TOPIC = "Uncategorized"
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>")  # ids 0, 1, 2, …
 VALIDATION_PERCENT, TEST_PERCENT = 5, 10
+RECITED_ONE_IN = 4  # articles
 
 
 class Split(StrEnum):
@@ -127,8 +128,12 @@ def opening(text: str, characters: int) -> str:
 
 
 def describe(article: Article) -> Iterator[list[tuple[str, str]]]:
-    """General text: what is this, at length; and what is this text about, in a few words."""
-    yield [("user", f"What is {article.title}?"), ("assistant", article.text)]
+    """General text: put this in a few words; and, for some articles, say at length what something is.
+
+    Only some, because reading teaches a small model more than reciting what it cannot know.
+    """
+    if article.hash // 100 % RECITED_ONE_IN == 0:
+        yield [("user", f"What is {article.title}?"), ("assistant", article.text)]
     if article.description:
         yield [("user", f"{article.text}\n\nIn a few words?"), ("assistant", article.description)]
 

@@ -114,6 +114,7 @@ def draw(rows: Sequence[SizeRow], path: Path) -> None:
     losses.set(xlabel="effective parameters (millions)", ylabel="loss (nats per supervised token)")
     accuracies.set(xlabel="effective parameters (millions)", ylabel="accuracy (whole answer)", ylim=(-0.02, 1.02))
     for axes in (losses, accuracies):
+        axes.margins(x=0.1)  # room for the name of the largest
         axes.legend()
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
