@@ -147,6 +147,11 @@ def faults_of_turn(turn: Any, field_name: str) -> Iterator[str]:
         yield f"{field_name}.content: found {found}; expected a string"
     elif not content.strip():
         yield f"{field_name}.content: found no text; expected some"
+    elif lone := next((letter for letter in content if "\ud800" <= letter <= "\udfff"), None):
+        yield (
+            f"{field_name}.content: found half of a surrogate pair (\\u{ord(lone):04x}) at character"
+            f" {content.index(lone) + 1}; expected text that can be written as UTF-8"
+        )
 
 
 def kind(value: Any) -> str:

@@ -45,6 +45,8 @@ def test_gemmas_own_word_for_the_assistant_is_understood(tmp_path: Path) -> None
         ({"messages": [USER, {"role": "assistant", "content": 3}]},
          r":2: messages\[1\]\.content: found a number \('3'\); expected a string"),
         ({"messages": [USER, {"role": "assistant", "content": " \n"}]}, r":2: messages\[1\]\.content: found no text"),
+        ('{"messages": [{"role": "user", "content": "hi \\ud83d"}]}',
+         r":2: messages\[0\]\.content: found half of a surrogate pair \(\\ud83d\) at character 4"),
         ({"messages": [USER]}, r":2: messages: found no assistant turn; expected at least one"),
     ],
 )  # fmt: skip
