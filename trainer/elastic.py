@@ -32,7 +32,8 @@ class ElasticConfig:
     """The sub-models that are trained, by name, and how often each is drawn.
 
     ``slices`` names every size that may be drawn, the full one included if it is to be. ``probabilities``
-    gives a weight to each of those names, in any scale; empty means all alike.
+    gives a weight to each of those names, in any scale; empty means all alike. Without a policy nothing is drawn,
+    and both are ignored.
 
     Raises:
         ConfigError: The names of the two do not match, or a weight cannot be drawn with.
@@ -43,7 +44,9 @@ class ElasticConfig:
     probabilities: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.policy is not ElasticPolicy.off and not self.slices:
+        if self.policy is ElasticPolicy.off:
+            return
+        if not self.slices:
             raise ConfigError(f"elastic.slices is empty, but elastic.policy is {self.policy}; name the sizes to train")
         if not self.probabilities:
             return
@@ -64,6 +67,7 @@ class SliceSampler:
 
     Raises:
         SliceError: A slice does not fit the model.
+        ConfigError: The only size is the full model, or a slice is listed under another name than its own.
     """
 
     def __init__(self, config: ElasticConfig, text: TextConfig, *, seed: int) -> None:
@@ -74,6 +78,11 @@ class SliceSampler:
             self.weights = (1.0,)
         else:
             self.levels = tuple(named(key, written, text) for key, written in config.slices.items())
+            if all(spec.is_full(text) for spec in self.levels):
+                raise ConfigError(
+                    f"elastic.policy is {config.policy}, but sizes has only {', '.join(map(repr, config.slices))}, the"
+                    " whole model; give sizes=… with several, or elastic=off"
+                )
             self.weights = tuple(config.probabilities.get(key, 1.0) for key in config.slices)
         shapes = text_shapes(text, Layout.used)
         by_size = sorted(self.levels, key=lambda spec: count_parameters(shapes.items(), spec, text))

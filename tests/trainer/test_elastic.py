@@ -90,3 +90,13 @@ def test_a_slice_is_listed_under_its_own_name() -> None:
     config = ElasticConfig(policy=ElasticPolicy.sample, slices={"half": SLICES["narrow"]})
     with pytest.raises(ConfigError, match=r"elastic\.slices\.half is named 'narrow'"):
         SliceSampler(config, TINY_TEXT, seed=0)
+
+
+def test_a_policy_that_would_only_ever_train_the_whole_model_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"elastic\.policy is sample, but sizes has only 'full'.*give sizes="):
+        SliceSampler(elastic(ElasticPolicy.sample, ["full"]), TINY_TEXT, seed=0)
+
+
+def test_without_elastic_training_probabilities_are_ignored() -> None:
+    config = ElasticConfig(policy=ElasticPolicy.off, probabilities={"narrow": -1.0})
+    assert SliceSampler(config, TINY_TEXT, seed=0).at(0) == (SliceSpec.full(TINY_TEXT),)
