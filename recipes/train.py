@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import platform
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from rich.console import Console
 from torch import nn
 
@@ -26,18 +29,22 @@ from model.slicing.spec import SliceSpec
 from recipes.build import build_model, build_rows, build_tokenizer, find_checkpoint, find_config, resolve_sizes
 from recipes.program import start
 from recipes.schema import TrainRecipe
-from trainer.checkpoint import WEIGHTS, Run
+from trainer.checkpoint import WEIGHTS, Run, write_whole
 from trainer.config import Precision
 from trainer.data.loader import Loader
-from trainer.data.sources import DataConfig, LongRows, fingerprint
-from trainer.data.supervise import TokenRow, TokenRows
+from trainer.data.sources import DataConfig, fingerprint
+from trainer.data.supervise import TokenRows
 from trainer.elastic import SliceSampler
 from trainer.loop import Trainer
+from trainer.metrics import Record
 from trainer.optim import build_optimizer
+from trainer.runtime import rows_per_step
 from trainer.runtime import start as start_processes
 from trainer.schedule import Schedule
 from trainer.sinks import open_sinks
 from trainer.weights import Weights, adapter_weights, model_weights
+
+CONFIG_FILE = "config.yaml"  # in the directory of the run
 
 
 @dataclass(frozen=True)
@@ -51,20 +58,25 @@ class Prepared:
     sampler: SliceSampler
     evaluated: list[SliceSpec]
     train: TokenRows
-    validation: list[TokenRow]
+    validation: TokenRows | None
 
 
 def run(recipe: TrainRecipe) -> None:
-    """Train, and leave the newest weights in ``weights`` in the run's directory."""
+    """Train; the newest weights are always in ``weights`` in the run's directory."""
     prepared = prepare(recipe)
     accelerator = start_processes(recipe.trainer, may_skip_layers=prepared.sampler.may_skip_layers)
     described = identity(recipe, prepared)
     directory = Run(
-        recipe.trainer.output, described,
-        keep=recipe.trainer.keep_checkpoints, resume=recipe.trainer.resume, accelerator=accelerator,
-    )  # fmt: skip
+        recipe.trainer, described, accelerator=accelerator, told={"data.train": ", ".join(recipe.data.train)}
+    )
+    if accelerator.is_main_process:
+        write_whole(recipe.trainer.output / CONFIG_FILE, written_out(recipe))
     model, weights = build_trained(recipe, prepared)
-    console = Console(stderr=True)
+    sinks = open_sinks(recipe.trainer, directory, console=Console(stderr=True), settings=described)
+    begun = start_record(prepared, model, step=directory.resumed_step)
+    begun["steps_per_epoch"] = begun["train_rows"] / rows_per_step(recipe.trainer, accelerator)
+    for sink in sinks:
+        sink.write(begun)
     state = Trainer(
         config=recipe.trainer,
         accelerator=accelerator,
@@ -77,14 +89,14 @@ def run(recipe: TrainRecipe) -> None:
             prepared.train.rows, batch_size=recipe.trainer.batch_size, seed=recipe.trainer.seed,
             pad_id=prepared.tokenizer.pad_id, shuffle=recipe.data.shuffle,
         ),
-        validation=prepared.validation,
+        validation=[] if prepared.validation is None else prepared.validation.rows,
         evaluated=prepared.evaluated,
         run=directory,
-        sinks=open_sinks(recipe.trainer, directory, console=console, settings=described),
+        sinks=sinks,
     ).fit()  # fmt: skip
     if accelerator.is_main_process:
-        newest = link_weights(directory, state.step)
-        print(f"{'adapter' if recipe.adapter else 'model'} after {state.step} steps: {newest}")
+        kind = "adapter" if recipe.adapter else "model"
+        print(f"{kind} after {state.step} steps: {directory.directory / WEIGHTS}")
 
 
 def prepare(recipe: TrainRecipe) -> Prepared:
@@ -114,19 +126,17 @@ def prepare(recipe: TrainRecipe) -> Prepared:
     return Prepared(checkpoint, config, tokenizer, schedule, sampler, evaluated, train, validation)
 
 
-def read_data(data: DataConfig, tokenizer: Tokenizer, config: ModelConfig) -> tuple[TokenRows, list[TokenRow]]:
-    """Rows to learn from, and rows to be measured on."""
+def read_data(data: DataConfig, tokenizer: Tokenizer, config: ModelConfig) -> tuple[TokenRows, TokenRows | None]:
+    """Rows to learn from, and rows to be measured on, if there are any."""
     train = build_rows(
         data.train, tokenizer, config.text, max_length_tokens=data.max_length_tokens, long_rows=data.long_rows
     )  # fmt: skip
     if not data.validation:
-        return train, []
-    # What is measured must not depend on a limit for training: too long is an error here, never left out.
+        return train, None
     validation = build_rows(
-        data.validation, tokenizer, config.text,
-        max_length_tokens=data.max_length_tokens, long_rows=LongRows.refuse,
+        data.validation, tokenizer, config.text, max_length_tokens=data.max_length_tokens, long_rows=data.long_rows
     )  # fmt: skip
-    return train, validation.rows[: data.max_validation_examples]
+    return train, dataclasses.replace(validation, rows=validation.rows[: data.max_validation_examples])
 
 
 def identity(recipe: TrainRecipe, prepared: Prepared) -> dict[str, Any]:
@@ -159,14 +169,28 @@ def build_trained(recipe: TrainRecipe, prepared: Prepared) -> tuple[nn.Module, W
     return adapted, adapter_weights(adapted)
 
 
-def link_weights(directory: Run, step: int) -> Path:
-    """Point ``weights`` in the run's directory to those of its newest checkpoint."""
-    link = directory.directory / WEIGHTS
-    aside = link.with_name(f".{WEIGHTS}.new")
-    aside.unlink(missing_ok=True)
-    os.symlink((directory.path(step) / WEIGHTS).relative_to(directory.directory), aside, target_is_directory=True)
-    os.replace(aside, link)
-    return link
+def start_record(prepared: Prepared, model: nn.Module, *, step: int) -> Record:
+    """What a run is made of, as a record; ``step`` is the one it goes on from."""
+    parameters = list(model.parameters())
+    validation = prepared.validation
+    return {
+        "kind": "start",
+        "step": step,
+        "train_rows": len(prepared.train.rows),
+        "train_rows_skipped": prepared.train.num_skipped,
+        "validation_rows": 0 if validation is None else len(validation.rows),
+        "validation_rows_skipped": 0 if validation is None else validation.num_skipped,
+        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "total_parameters": sum(p.numel() for p in parameters),
+        "specs": [spec.name for spec in prepared.sampler.levels],
+    }
+
+
+def written_out(recipe: TrainRecipe) -> str:
+    """Every value of a recipe as YAML, under the command line and the versions it was last run with."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "accelerate", "peft"))
+    told = [f"# {shlex.join(sys.argv)}", f"# Python {platform.python_version()}, {packages}"]
+    return "\n".join([*told, OmegaConf.to_yaml(OmegaConf.structured(recipe))])
 
 
 def main(arguments: Sequence[str]) -> int:

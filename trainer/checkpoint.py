@@ -3,6 +3,7 @@
 
     run.json                        what must be the same when the run is resumed
     metrics.jsonl, loss.png         see trainer/metrics.py
+    weights                         link to those of the newest checkpoint
     checkpoints/step_000010/        whole as soon as it has this name
         weights/                    as the run's own writer leaves them
         optimizer.pt, state.json
@@ -14,13 +15,14 @@ leaves only whole ones behind. Sampler and order of the data are functions of th
 
 from __future__ import annotations
 
+import fcntl
 import json
 import pickle
 import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from accelerate import Accelerator
@@ -28,11 +30,13 @@ from torch.optim import Optimizer
 
 from model.checkpoint.directory import flush, flush_entry
 from model.errors import CheckpointError, ConfigError
+from trainer.config import TrainerConfig
 from trainer.state import TrainState
 from trainer.weights import Weights
 
 RUN_FILE, CHECKPOINTS, WEIGHTS = "run.json", "checkpoints", "weights"
-OPTIMIZER_FILE, STATE_FILE = "optimizer.pt", "state.json"
+OPTIMIZER_FILE, STATE_FILE, LOCK_FILE = "optimizer.pt", "state.json", ".lock"
+ABSENT = "nothing"  # said of a key that one of two identities has not
 WHOLE_NAME = re.compile(r"step_(\d{6,})")
 UNFINISHED = "unfinished_"  # prefix of a checkpoint being written or being deleted
 
@@ -40,46 +44,66 @@ UNFINISHED = "unfinished_"  # prefix of a checkpoint being written or being dele
 class Run:
     """The directory of one run, opened by every process before anything expensive happens.
 
+    The run has the directory to itself until ``close``. With ``config.resume`` it goes on where the newest
+    checkpoint ends; a run that never got as far as one has left nothing to keep, and is begun anew.
+
     Args:
         identity: What decides the run's numbers, as JSON values in nested dictionaries: configs, hashes of the
             data and of the base weights. A resumed run must have the same.
-        keep: How many checkpoints stay.
-        resume: Go on where the newest checkpoint in ``directory`` ends, or begin if there is none.
+        told: What to say of an identity's key beside its value, such as the files that a hash is of.
 
     Raises:
-        ConfigError: There is a run already, and ``resume`` is not asked for.
-        CheckpointError: The run there is of another identity; the keys are named.
+        ConfigError: There is a run already, and it is not to be resumed; or it is still running.
+        CheckpointError: The run there is of another identity; the keys are named. Or its steps take other rows.
     """
 
     def __init__(
-        self, directory: Path, identity: Mapping[str, Any], *, keep: int, resume: bool, accelerator: Accelerator
+        self,
+        config: TrainerConfig,
+        identity: Mapping[str, Any],
+        *,
+        accelerator: Accelerator,
+        told: Mapping[str, str] | None = None,
     ) -> None:
-        self.directory = directory
-        self.keep = keep
+        self.directory = config.output
+        self.keep = config.keep_checkpoints
         self.accelerator = accelerator
+        self.lock: TextIO | None = None
         if accelerator.is_main_process:
-            self.claim(json.loads(json.dumps(identity, default=str)), resume=resume)
+            self.claim({"run": json.loads(json.dumps(identity, default=str)), "told": dict(told or {})},
+                       resume=config.resume)  # fmt: skip
         accelerator.wait_for_everyone()
         steps = self.steps()
-        self.resumed_step = steps[-1] if resume and steps else 0
+        self.resumed_step = steps[-1] if config.resume and steps else 0
+        self.state = TrainState()
+        if self.resumed_step:
+            self.state = TrainState.read(self.path(self.resumed_step) / STATE_FILE)
+            refuse_other_rows(self.state, config, accelerator.num_processes)
 
     def claim(self, identity: dict[str, Any], *, resume: bool) -> None:
         """Write what this run is, or compare it with what is there; clear away what a killed run left behind."""
         path = self.directory / RUN_FILE
-        if path.exists():
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.lock = lock(self.directory)
+        if self.steps():
+            if not path.exists():
+                raise CheckpointError(f"'{self.directory}' has checkpoints but no {RUN_FILE}; choose another directory")
             if not resume:
                 raise ConfigError(
                     f"trainer.output: '{self.directory}' already holds a run; set trainer.resume=true to go on with it,"
                     " or choose another directory"
                 )
             refuse_another(stored=read_identity(path), now=identity, path=path)
-        elif self.steps():
-            raise CheckpointError(f"'{self.directory}' has checkpoints but no {RUN_FILE}; choose another directory")
+        else:
+            write_whole(path, json.dumps(identity, indent=2, sort_keys=True) + "\n")
         (self.directory / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         for remains in (self.directory / CHECKPOINTS).glob(f"{UNFINISHED}*"):
             shutil.rmtree(remains)
-        if not path.exists():
-            write_whole(path, json.dumps(identity, indent=2, sort_keys=True) + "\n")
+
+    def close(self) -> None:
+        """Leave the directory to whoever wants to go on with it."""
+        if self.lock is not None:
+            self.lock.close()
 
     def steps(self) -> list[int]:
         """The steps that have a whole checkpoint, ascending."""
@@ -99,6 +123,7 @@ class Run:
             (aside / WEIGHTS).mkdir(parents=True)
         self.accelerator.wait_for_everyone()
         torch.save(random_state(), aside / self.random_file)
+        state.num_processes = self.accelerator.num_processes
         if self.accelerator.is_main_process:
             weights.save(aside / WEIGHTS)
             torch.save(optimizer.state_dict(), aside / OPTIMIZER_FILE)
@@ -108,10 +133,18 @@ class Run:
             flush(aside)
             aside.rename(whole)
             flush_entry(whole.parent)
+            self.link_weights(whole)
             for step in self.steps()[: -self.keep]:
                 discard(self.path(step))
         self.accelerator.wait_for_everyone()
         return whole
+
+    def link_weights(self, whole: Path) -> None:
+        """Point ``weights`` in the run's directory to those of a checkpoint."""
+        aside = self.directory / f".{WEIGHTS}.new"
+        aside.unlink(missing_ok=True)
+        aside.symlink_to((whole / WEIGHTS).relative_to(self.directory), target_is_directory=True)
+        aside.replace(self.directory / WEIGHTS)
 
     def load(self, optimizer: Optimizer, weights: Weights) -> TrainState:
         """Put weights, optimizer and random generators back to ``resumed_step``; a new run has nothing to put back.
@@ -120,20 +153,19 @@ class Run:
             CheckpointError: The checkpoint does not fit, or was damaged after it was written.
         """
         if self.resumed_step == 0:
-            return TrainState()
+            return self.state
         directory = self.path(self.resumed_step)
-        state = TrainState.read(directory / STATE_FILE)
         weights.load(directory / WEIGHTS)
         try:
             optimizer.load_state_dict(torch.load(directory / OPTIMIZER_FILE, weights_only=True, map_location="cpu"))
-            own = directory / self.random_file
-            if own.exists():  # there is none for processes that were not part of the run before
-                restore_random_state(torch.load(own, weights_only=True))
+            # There is none for processes that were not part of the run before.
+            if self.accelerator.process_index < self.state.num_processes:
+                restore_random_state(torch.load(directory / self.random_file, weights_only=True))
         except (OSError, EOFError, ValueError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
             raise CheckpointError(
-                f"{directory}: cannot be resumed from ({error}); delete it to use an earlier one"
+                f"{directory}: cannot be resumed from ({error!r}); delete {directory} to go on from an earlier one"
             ) from None
-        return state
+        return self.state
 
     @property
     def random_file(self) -> str:
@@ -143,12 +175,11 @@ class Run:
 
 def refuse_another(*, stored: dict[str, Any], now: dict[str, Any], path: Path) -> None:
     """Raise CheckpointError naming every key in which two identities differ."""
-    before, after = dict(flatten(stored)), dict(flatten(now))
-    absent = "nothing"
+    before, after = dict(flatten(stored.get("run", {}))), dict(flatten(now["run"]))
     differing = [
-        f"  {key}: was {before.get(key, absent)!r}, now {after.get(key, absent)!r}"
+        f"  {key}: was {in_words(key, before, stored)}, now {in_words(key, after, now)}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key, absent) != after.get(key, absent)
+        if before.get(key, ABSENT) != after.get(key, ABSENT)
     ]
     if differing:
         raise CheckpointError(
@@ -156,6 +187,46 @@ def refuse_another(*, stored: dict[str, Any], now: dict[str, Any], path: Path) -
                 [f"{path}: this is another run; undo these changes, or choose another trainer.output", *differing]
             )
         )
+
+
+def in_words(key: str, values: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
+    """A value of an identity, and what is told of it."""
+    told = identity.get("told", {}).get(key)
+    return f"{values.get(key, ABSENT)!r}" + (f" ({told})" if told else "")
+
+
+def refuse_other_rows(state: TrainState, config: TrainerConfig, num_processes: int) -> None:
+    """Raise CheckpointError if a step would not take as many rows as each step of the run before did."""
+    before, at_once = state.position // state.step, num_processes * config.batch_size
+    if at_once * config.gradient_accumulation == before:
+        return
+    remedy = (
+        f"set trainer.gradient_accumulation={before // at_once}"
+        if before % at_once == 0
+        else f"no trainer.gradient_accumulation gives {before} with {num_processes} processes, take another number of"
+        f" them (there were {state.num_processes})"
+    )
+    raise CheckpointError(
+        f"'{config.output}': a step of this run takes {before} rows, now it would take"
+        f" {at_once * config.gradient_accumulation} ({num_processes} processes × batch_size {config.batch_size} ×"
+        f" gradient_accumulation {config.gradient_accumulation}); {remedy}"
+    )
+
+
+def lock(directory: Path) -> TextIO:
+    """Keep other runs out of ``directory`` for as long as the file that is returned stays open.
+
+    The lock is the process's: it goes with it, however it ends. Where a file system has none, there is none.
+    """
+    file = (directory / LOCK_FILE).open("a", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ConfigError(f"trainer.output: a run is going on in '{directory}'; choose another directory") from None
+    except OSError:
+        pass
+    return file
 
 
 def flatten(nested: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

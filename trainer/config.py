@@ -41,10 +41,11 @@ class WandbMode(StrEnum):
     online = "online"
 
 
-# What a resumed run may change: where it runs and what it tells, not what it computes.
+# What a resumed run may change: where it runs and what it tells, not what it computes. gradient_accumulation is
+# checked together with the number of processes: rows per step must stay.
 FREE_TO_CHANGE = frozenset({
-    "output", "device", "threads", "recompute_layers", "log_every", "eval_every", "eval_batch_size", "save_every",
-    "keep_checkpoints", "resume", "wandb", "wandb_project",
+    "output", "gradient_accumulation", "device", "threads", "recompute_layers", "log_every", "eval_every",
+    "eval_batch_size", "save_every", "keep_checkpoints", "resume", "wandb", "wandb_project",
 })  # fmt: skip
 
 

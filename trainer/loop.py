@@ -25,6 +25,7 @@ from trainer.data.supervise import TokenRow
 from trainer.elastic import SliceSampler
 from trainer.evaluation.held_out import Score, evaluate
 from trainer.metrics import Record, StepFigures, Window
+from trainer.runtime import rows_per_step
 from trainer.schedule import Schedule
 from trainer.sinks import METRICS_FILE, Sink, read_records
 from trainer.state import TrainState
@@ -79,6 +80,7 @@ class Trainer:
         finally:
             for sink in self.sinks:
                 sink.close()
+            self.run.close()
         if self.accelerator.is_main_process:
             draw_loss_curve(read_records(self.run.directory / METRICS_FILE), self.run.directory / CURVE_FILE)
         self.accelerator.wait_for_everyone()
@@ -117,12 +119,14 @@ class Trainer:
             supervised_tokens=int(supervised), tokens=int(tokens), gradient_norm=norm, learning_rate=learning_rate,
         )  # fmt: skip
         self.window.add(figures)
+        for sink in self.sinks:
+            sink.tick(state.step, figures.loss)
         self.follow_up(state, figures)
 
     @property
     def rows_per_step(self) -> int:
         """Rows that all processes take from the loader in one step."""
-        return self.loader.batch_size * self.accelerator.num_processes * self.config.gradient_accumulation
+        return rows_per_step(self.config, self.accelerator)
 
     def positions(self, position: int) -> range:
         """Where the micro-batches of the step that begins at ``position`` begin."""
@@ -158,7 +162,8 @@ class Trainer:
             last = number == len(passes)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(prepared):
                 loss_sum = batch_loss_sum(prepared, batch, spec)
-                self.accelerator.backward(loss_sum * scale)
+                # Not Accelerate's: it divides by a number of micro-batches it takes from the environment.
+                (loss_sum * scale).backward()
             sums[index] += loss_sum.detach()
         return [total.item() for total in sums]
 

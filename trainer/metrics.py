@@ -2,7 +2,8 @@
 """The figures of a run: summed up between two log lines, and reported as one flat record.
 
 A record is a dictionary of JSON values. ``kind`` says which: ``train`` for the steps since the last such
-record, ``validation`` for one sub-model after a step. Losses are nats per supervised token.
+record, ``validation`` for one sub-model after a step, ``start`` for what a run is made of, each time it is begun or
+resumed. Losses are nats per supervised token.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ class StepFigures:
     tokens: int
     gradient_norm: float  # before clipping
     learning_rate: float
+
+    @property
+    def loss(self) -> float:
+        """The mean over the supervised tokens and the specs."""
+        return sum(self.loss_sums.values()) / (self.supervised_tokens * len(self.loss_sums))
 
 
 @dataclass

@@ -12,10 +12,20 @@ import os
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
 from model.errors import ConfigError
 from trainer.config import Device, TrainerConfig
+
+# What the loop is written for: a whole model in every process. Anything else would divide up or rewrite it.
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+REWRITING = (
+    "ACCELERATE_USE_FSDP",
+    "ACCELERATE_USE_DEEPSPEED",
+    "ACCELERATE_USE_MEGATRON_LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG",
+)
+COMPILING = "ACCELERATE_DYNAMO_BACKEND"
 
 
 def start(config: TrainerConfig, *, may_skip_layers: bool) -> Accelerator:
@@ -29,8 +39,10 @@ def start(config: TrainerConfig, *, may_skip_layers: bool) -> Accelerator:
             them in every step, or they would wait for each other forever; it costs time, so only then.
 
     Raises:
-        ConfigError: There are several processes, but nothing that would join them.
+        ConfigError: There are several processes, but nothing that would join them; or Accelerate is set up, by its
+            launcher or its environment variables, to do what this loop is not written for.
     """
+    refuse_environment()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     accelerator = Accelerator(
@@ -39,6 +51,11 @@ def start(config: TrainerConfig, *, may_skip_layers: bool) -> Accelerator:
         cpu=config.device is Device.cpu or not torch.accelerator.is_available(),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=may_skip_layers)],
     )
+    if accelerator.distributed_type not in SUPPORTED:
+        raise ConfigError(
+            f"Accelerate is set up for {accelerator.distributed_type.value}; each process trains a whole model here:"
+            f" launch with 'accelerate launch --multi_gpu', or torchrun (allowed: {', '.join(SUPPORTED)})"
+        )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise ConfigError(
@@ -47,3 +64,28 @@ def start(config: TrainerConfig, *, may_skip_layers: bool) -> Accelerator:
         )
     torch.manual_seed(config.seed + accelerator.process_index)
     return accelerator
+
+
+def refuse_environment() -> None:
+    """Raise ConfigError if Accelerate's environment variables would divide up or compile the model.
+
+    They come from ``accelerate launch`` and its config file. Its gradient accumulation and mixed precision are
+    not among them: the loop uses neither.
+    """
+    for name in REWRITING:
+        if os.environ.get(name, "false").lower() in ("true", "1"):
+            raise ConfigError(
+                f"the environment has {name}={os.environ[name]}; each process trains a whole model here: unset it, or"
+                " launch with 'accelerate launch --multi_gpu' and without a config file that asks for it"
+            )
+    backend = os.environ.get(COMPILING, "no")
+    if backend.lower() != "no":
+        raise ConfigError(
+            f"the environment has {COMPILING}={backend}; the model is not compiled here: unset it, or launch with"
+            " 'accelerate launch --dynamo_backend no'"
+        )
+
+
+def rows_per_step(config: TrainerConfig, accelerator: Accelerator) -> int:
+    """Rows of data that all processes together take in one optimizer step."""
+    return accelerator.num_processes * config.batch_size * config.gradient_accumulation

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from model.errors import ConfigError
 from trainer.checkpoint import Run, write_whole
 from trainer.config import TrainerConfig, WandbMode
 from trainer.metrics import Record
@@ -29,6 +30,10 @@ class Sink(Protocol):
         """Take one record."""
         ...
 
+    def tick(self, step: int, loss: float) -> None:
+        """Know that a step is done, between two records."""
+        ...
+
     def close(self) -> None:
         """Take no more."""
         ...
@@ -40,10 +45,11 @@ class ConsoleSink:
     def __init__(self, *, max_steps: int, resumed_step: int, console: Console) -> None:
         self.console = console
         self.progress = Progress(
-            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
+            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[last]}"),
+            TextColumn("{task.fields[figures]}"),
             console=console, disable=not console.is_terminal,
         )  # fmt: skip
-        self.task = self.progress.add_task("train", total=max_steps, completed=resumed_step, figures="")
+        self.task = self.progress.add_task("train", total=max_steps, completed=resumed_step, last="", figures="")
         self.progress.start()
 
     def write(self, record: Record) -> None:
@@ -52,7 +58,11 @@ class ConsoleSink:
         if record["kind"] == "train":
             self.progress.update(self.task, completed=record["step"], figures=text)
         if record["kind"] != "train" or not self.console.is_terminal:
-            self.console.print(f"step {record['step']}: {text}", highlight=False, soft_wrap=True)
+            self.console.print(f"step {record['step']}: {text}", highlight=False, markup=False, soft_wrap=True)
+
+    def tick(self, step: int, loss: float) -> None:
+        """Move the bar."""
+        self.progress.update(self.task, completed=step, last=f"{loss:.4f}")
 
     def close(self) -> None:
         """Leave the bar as it stands."""
@@ -62,11 +72,16 @@ class ConsoleSink:
 class JsonlSink:
     """One line per record, handed to the system before the next step begins.
 
-    What a killed run wrote after the step it is resumed from is cut off: those steps are made again.
+    What a killed run wrote after the step it is resumed from is cut off: those steps are made again. A run that
+    is resumed twice from the same step began there once.
     """
 
     def __init__(self, path: Path, *, resumed_step: int) -> None:
-        kept = [record for record in read_records(path) if record["step"] <= resumed_step]
+        kept = [
+            record
+            for record in read_records(path)
+            if record["step"] < resumed_step or (record["step"] == resumed_step and record["kind"] != "start")
+        ]
         write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
         self.file = path.open("a", encoding="utf-8")
 
@@ -75,6 +90,9 @@ class JsonlSink:
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
 
+    def tick(self, step: int, loss: float) -> None:
+        """The file has records only."""
+
     def close(self) -> None:
         """Close the file."""
         os.fsync(self.file.fileno())
@@ -82,7 +100,11 @@ class JsonlSink:
 
 
 class WandbSink:
-    """Weights & Biases; offline it writes under ``directory``, for ``wandb sync`` to send later."""
+    """Weights & Biases; offline it writes under ``directory``, for ``wandb sync`` to send later.
+
+    Raises:
+        ConfigError: It cannot be reached, or nobody is logged in.
+    """
 
     def __init__(self, directory: Path, *, mode: WandbMode, project: str, config: Mapping[str, Any]) -> None:
         import wandb  # heavy, and most runs do without
@@ -90,22 +112,31 @@ class WandbSink:
         id_file = directory / WANDB_ID_FILE
         if not id_file.exists():
             write_whole(id_file, uuid.uuid4().hex)
-        self.run = wandb.init(
-            project=project,
-            name=directory.name,
-            dir=directory,
-            config=dict(config),
-            mode="offline" if mode is WandbMode.offline else "online",
-            id=id_file.read_text(encoding="utf-8"),
-            resume="allow",
-            settings=wandb.Settings(console="off"),  # the terminal is the progress bar's
-        )
+        try:
+            self.run = wandb.init(
+                project=project,
+                name=directory.name,
+                dir=directory,
+                config=dict(config),
+                mode="offline" if mode is WandbMode.offline else "online",
+                id=id_file.read_text(encoding="utf-8"),
+                resume="allow",
+                settings=wandb.Settings(console="off"),  # the terminal is the progress bar's
+            )
+        except wandb.Error as error:
+            raise ConfigError(
+                f"trainer.wandb is {mode}, but Weights & Biases cannot be used ({error}); run 'wandb login', or set"
+                " trainer.wandb=offline"
+            ) from None
 
     def write(self, record: Record) -> None:
         """Log the numbers of a record under its kind, those of a validation also under its spec."""
         group = "/".join(str(record[key]) for key in ("kind", "spec") if key in record)
         numbers = {key: value for key, value in record.items() if isinstance(value, int | float) and key != "step"}
         self.run.log({f"{group}/{key}": value for key, value in numbers.items()}, step=record["step"])
+
+    def tick(self, step: int, loss: float) -> None:
+        """Weights & Biases has records only."""
 
     def close(self) -> None:
         """Finish the run."""
@@ -121,6 +152,8 @@ def open_sinks(config: TrainerConfig, run: Run, *, console: Console, settings: M
     if not run.accelerator.is_main_process:
         return []
     resumed_step = run.resumed_step
+    if resumed_step == 0:  # what a run that came to nothing left behind is not this one's
+        (run.directory / WANDB_ID_FILE).unlink(missing_ok=True)
     sinks: list[Sink] = [JsonlSink(run.directory / METRICS_FILE, resumed_step=resumed_step)]
     if config.wandb is not WandbMode.off:
         sinks.append(WandbSink(run.directory, mode=config.wandb, project=config.wandb_project, config=settings))
@@ -145,6 +178,13 @@ def in_words(record: Record) -> str:
         return (
             f"validation {record['spec']}: loss {record['loss']:.4f}, perplexity {record['perplexity']:.2f},"
             f" accuracy {record['accuracy']:.3f}"
+        )
+    if record["kind"] == "start":
+        return (
+            f"{record['train_rows']} rows ({record['train_rows_skipped']} too long), validation"
+            f" {record['validation_rows']} ({record['validation_rows_skipped']} too long);"
+            f" {record['steps_per_epoch']:.1f} steps per epoch; {record['trainable_parameters']:,} of"
+            f" {record['total_parameters']:,} parameters; trains {', '.join(record['specs'])}"
         )
     minutes, seconds = divmod(round(record["eta_seconds"]), 60)
     return (

@@ -23,6 +23,7 @@ class TrainState:
     position: int = 0  # rows
     tokens: int = 0
     supervised_tokens: int = 0
+    num_processes: int = 1  # of the run that wrote this; each left its random generators
 
     def write(self, path: Path) -> None:
         """Write the counts as JSON."""
@@ -38,4 +39,6 @@ class TrainState:
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{path}: not the state of a run ({error}); resume from another checkpoint") from None
+            raise CheckpointError(
+                f"{path}: not the state of a run ({error!r}); delete {path.parent} to go on from an earlier one"
+            ) from None

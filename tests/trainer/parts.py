@@ -98,7 +98,7 @@ def tiny_trainer(
     sampler = SliceSampler(elastic_config or ElasticConfig(), text, seed=config.seed)
     accelerator: Accelerator = start(config, may_skip_layers=sampler.may_skip_layers)
     identity = {"trainer": config.identity, "elastic": dataclasses.asdict(elastic_config or ElasticConfig())}
-    run = Run(config.output, identity, keep=config.keep_checkpoints, resume=config.resume, accelerator=accelerator)
+    run = Run(config, identity, accelerator=accelerator)
     base = tiny_model(dtype=config.precision.dtype)
     base.recompute_layers = config.recompute_layers
     if adapter is not None:
@@ -134,6 +134,9 @@ class Hook:
     def write(self, record: Record) -> None:
         if record["step"] == self.step:
             self.action()
+
+    def tick(self, step: int, loss: float) -> None:
+        pass
 
     def close(self) -> None:
         pass

@@ -19,8 +19,10 @@ from model.adapter.lora import AdapterConfig
 from model.checkpoint.load import load
 from model.errors import CheckpointError, ConfigError
 from tests.trainer.parts import elastic, losses, tiny_trainer, trainer_config
+from trainer.checkpoint import refuse_another, refuse_other_rows
 from trainer.elastic import ElasticPolicy
 from trainer.loop import Trainer
+from trainer.state import TrainState
 from trainer.weights import Weights
 
 ROOT = Path(__file__).parents[2]
@@ -113,6 +115,7 @@ def test_a_finished_run_resumed_does_nothing(tmp_path: Path, straight: Path) -> 
 def test_resuming_before_the_first_checkpoint_begins_anew(tmp_path: Path, straight: Path) -> None:
     stopped = trainer(tmp_path)
     stopped.sinks[0].write({"kind": "train", "step": 1, "loss": 0.0})
+    stopped.run.close()
     trainer(tmp_path, resume=True).fit()
     assert_same_runs(straight, tmp_path)
 
@@ -145,5 +148,70 @@ def test_resuming_with_other_values_names_every_key(straight: Path) -> None:
 def test_a_damaged_checkpoint_is_not_trained_from(tmp_path: Path, straight: Path) -> None:
     shutil.copytree(straight, tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "step_000004" / "optimizer.pt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"step_000004: cannot be resumed from .*delete it to use an earlier one"):
+    with pytest.raises(CheckpointError, match=r"step_000004: cannot be resumed from .*delete .*step_000004 to go on"):
         trainer(tmp_path / "run", resume=True).fit()
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_does_not_block_its_directory(
+    tmp_path: Path, straight: Path
+) -> None:
+    failed = trainer(tmp_path, seed=4)
+    failed.sinks[0].write({"kind": "start", "step": 0})
+    failed.sinks[0].write({"kind": "train", "step": 1, "loss": 0.0})
+    failed.run.close()
+    trainer(tmp_path).fit()
+    assert (tmp_path / "run.json").read_bytes() == (straight / "run.json").read_bytes()
+    assert_same_runs(straight, tmp_path)
+
+
+def test_a_directory_belongs_to_the_run_that_is_going_on(tmp_path: Path) -> None:
+    going_on = trainer(tmp_path)
+    with pytest.raises(ConfigError, match="a run is going on in"):
+        trainer(tmp_path)
+    going_on.run.close()
+
+
+def test_resuming_with_other_rows_per_step_names_the_accumulation_that_keeps_them(
+    straight: Path,
+) -> None:
+    with pytest.raises(CheckpointError, match=r"takes 2 rows, now it would take 6 .*; set trainer\.gradient_acc.*=1$"):
+        trainer(straight, resume=True, gradient_accumulation=3)
+    with pytest.raises(CheckpointError, match=r"no trainer\.gradient_acc.* gives 2 with 4 .*\(there were 1\)"):
+        refuse_other_rows(TrainState(step=4, position=8), trainer_config(straight), 4)
+
+
+def test_what_a_process_left_behind_must_be_there(tmp_path: Path, straight: Path) -> None:
+    for damage in ("missing", "empty"):
+        run = tmp_path / damage
+        shutil.copytree(straight, run)
+        (run / "checkpoints" / "step_000004" / "random_0.pt").unlink()
+        if damage == "empty":
+            (run / "checkpoints" / "step_000004" / "random_0.pt").touch()
+        with pytest.raises(
+            CheckpointError, match=r"cannot be resumed from \(\w+Error\(.*delete .*step_000004 to go on"
+        ):
+            trainer(run, resume=True).fit()
+
+
+def test_a_damaged_state_says_what_to_delete(tmp_path: Path, straight: Path) -> None:
+    shutil.copytree(straight, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "step_000004" / "state.json").write_text("{}}")
+    with pytest.raises(CheckpointError, match=r"JSONDecodeError.*delete .*step_000004 to go on from an earlier one"):
+        trainer(tmp_path / "run", resume=True)
+
+
+def test_the_newest_weights_are_linked_after_every_save(tmp_path: Path) -> None:
+    stop_after(2, tmp_path)
+    assert (tmp_path / "weights").resolve() == tmp_path / "checkpoints" / "step_000002" / "weights"
+    trainer(tmp_path, resume=True).fit()
+    assert (tmp_path / "weights").resolve() == tmp_path / "checkpoints" / "step_000004" / "weights"
+
+
+def test_another_run_is_told_by_the_names_of_its_files(tmp_path: Path) -> None:
+    stored, now = (
+        {"run": {"data": {"train": digest}}, "told": {"data.train": name}}
+        for digest, name in (("1f", "a.jsonl"), ("2f", "b.jsonl"))
+    )
+    with pytest.raises(CheckpointError, match=r"data\.train: was '1f' \(a\.jsonl\), now '2f' \(b\.jsonl\)"):
+        refuse_another(stored=stored, now=now, path=tmp_path)
+    refuse_another(stored=stored, now=now | {"run": stored["run"]}, path=tmp_path)  # another name, the same data

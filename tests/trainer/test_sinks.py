@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+import wandb
 from rich.console import Console
 
+from model.errors import ConfigError
 from tests.trainer.parts import tiny_trainer, trainer_config
 from trainer.config import WandbMode
 from trainer.curve import draw_loss_curve
@@ -20,6 +22,11 @@ from trainer.sinks import ConsoleSink, JsonlSink, WandbSink, open_sinks, read_re
 TRAIN: Record = {
     "kind": "train", "step": 5, "loss": 2.5, "learning_rate": 1e-3, "tokens_per_second": 1234.0,
     "supervised_tokens_per_second": 321.0, "memory_bytes": 3 * 2**30, "eta_seconds": 75.0,
+}  # fmt: skip
+START: Record = {
+    "kind": "start", "step": 0, "train_rows": 90, "train_rows_skipped": 10, "validation_rows": 8,
+    "validation_rows_skipped": 2, "steps_per_epoch": 22.5, "trainable_parameters": 1000, "total_parameters": 20000,
+    "specs": ["full", "narrow"],
 }  # fmt: skip
 VALIDATION: Record = {"kind": "validation", "step": 5, "spec": "e2b", "loss": 2.0, "perplexity": 7.39, "accuracy": 0.25}
 
@@ -87,3 +94,39 @@ def test_a_curve_can_be_drawn_of_any_log(tmp_path: Path) -> None:
     for name, records in (("none", []), ("train", [TRAIN]), ("both", [TRAIN, VALIDATION])):
         draw_loss_curve(records, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
+
+
+def test_the_bar_moves_with_every_step() -> None:
+    text = io.StringIO()
+    sink = ConsoleSink(max_steps=10, resumed_step=0, console=Console(file=text, width=140, force_terminal=True))
+    sink.tick(3, 1.25)
+    sink.close()
+    assert "3/10" in text.getvalue()
+    assert "1.2500" in text.getvalue()
+
+
+def test_what_a_run_is_made_of_is_said_once_for_every_beginning(tmp_path: Path) -> None:
+    text = io.StringIO()
+    sink = ConsoleSink(max_steps=10, resumed_step=0, console=Console(file=text, width=60))
+    sink.write(START)
+    sink.close()
+    assert text.getvalue() == (
+        "step 0: 90 rows (10 too long), validation 8 (2 too long); 22.5 steps per epoch; 1,000 of 20,000 parameters;"
+        " trains full, narrow\n"
+    )
+    for _ in range(2):
+        log = JsonlSink(tmp_path / "log", resumed_step=0)
+        log.write(START)
+    assert list(read_records(tmp_path / "log")) == [START]
+    draw_loss_curve([START, TRAIN], tmp_path / "loss.png")
+
+
+def test_weights_and_biases_without_a_key_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise wandb.Error("api_key not configured (no-tty)")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(
+        ConfigError, match=r"trainer\.wandb is online, but .*run 'wandb login', or set trainer\.wandb=off"
+    ):
+        WandbSink(tmp_path, mode=WandbMode.online, project="matslice", config={})
