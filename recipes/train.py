@@ -7,7 +7,8 @@ import dataclasses
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +28,7 @@ from model.gemma3n import Gemma3n
 from model.processor.tokenizer import Tokenizer
 from model.slicing.spec import SliceSpec
 from recipes.build import build_model, build_rows, build_tokenizer, find_checkpoint, find_config, resolve_sizes
+from recipes.output import check_run_directory
 from recipes.program import start
 from recipes.schema import TrainRecipe
 from trainer.checkpoint import WEIGHTS, Run, write_whole
@@ -41,7 +43,7 @@ from trainer.optim import build_optimizer
 from trainer.runtime import rows_per_step
 from trainer.runtime import start as start_processes
 from trainer.schedule import Schedule
-from trainer.sinks import open_sinks
+from trainer.sinks import Sink, open_sinks
 from trainer.weights import Weights, adapter_weights, model_weights
 
 CONFIG_FILE = "config.yaml"  # in the directory of the run
@@ -71,8 +73,9 @@ def run(recipe: TrainRecipe) -> None:
     )
     if accelerator.is_main_process:
         write_whole(recipe.trainer.output / CONFIG_FILE, written_out(recipe))
-    model, weights = build_trained(recipe, prepared)
     sinks = open_sinks(recipe.trainer, directory, console=Console(stderr=True), settings=described)
+    with closed_on_failure(sinks):
+        model, weights = build_trained(recipe, prepared)
     begun = start_record(prepared, model, step=directory.resumed_step)
     begun["steps_per_epoch"] = begun["train_rows"] / rows_per_step(recipe.trainer, accelerator)
     for sink in sinks:
@@ -105,6 +108,7 @@ def prepare(recipe: TrainRecipe) -> Prepared:
     Raises:
         MatsliceError: Something asked for cannot be done.
     """
+    check_run_directory(recipe.trainer.output)
     if recipe.adapter is None and recipe.trainer.precision is not Precision.fp32:
         raise ConfigError(
             f"trainer.precision is {recipe.trainer.precision}, but without an adapter the weights themselves are"
@@ -167,6 +171,17 @@ def build_trained(recipe: TrainRecipe, prepared: Prepared) -> tuple[nn.Module, W
         return gemma, model_weights(gemma, extras=prepared.tokenizer.write)
     adapted = attach(gemma, recipe.adapter)
     return adapted, adapter_weights(adapted)
+
+
+@contextmanager
+def closed_on_failure(sinks: Sequence[Sink]) -> Iterator[None]:
+    """Close what would otherwise be closed at the end of training, which is not going to be."""
+    try:
+        yield
+    except BaseException:
+        for sink in sinks:
+            sink.close()
+        raise
 
 
 def start_record(prepared: Prepared, model: nn.Module, *, step: int) -> Record:

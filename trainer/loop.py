@@ -24,7 +24,7 @@ from trainer.data.loader import Loader
 from trainer.data.supervise import TokenRow
 from trainer.elastic import SliceSampler
 from trainer.evaluation.held_out import Score, evaluate
-from trainer.metrics import Record, StepFigures, Window
+from trainer.metrics import Clock, Record, StepFigures, Window
 from trainer.runtime import rows_per_step
 from trainer.schedule import Schedule
 from trainer.sinks import METRICS_FILE, Sink, read_records
@@ -60,6 +60,7 @@ class Trainer:
     run: Run
     sinks: Sequence[Sink]
     window: Window = field(default_factory=Window, init=False)
+    clock: Clock = field(default_factory=Clock, init=False)
 
     def fit(self) -> TrainState:
         """Train until ``config.max_steps``, from the beginning or from where the run stopped.
@@ -75,6 +76,7 @@ class Trainer:
             # optimizer stays as it is: it knows the parameters, which wrapping does not replace.
             prepared: nn.Module = self.accelerator.prepare(self.model)
             prepared.train()
+            self.clock = Clock(first_step=state.step)
             while state.step < self.config.max_steps:
                 self.advance(prepared, state)
         finally:
@@ -198,8 +200,8 @@ class Trainer:
         save = last or is_due(step, self.config.save_every)
         if save or is_due(step, self.config.log_every):
             self.report(self.window.record(
-                step=step, epoch=self.loader.epoch(state.position), max_steps=self.config.max_steps, last=figures,
-                device=self.accelerator.device,
+                step=step, epoch=self.loader.epoch(state.position), last=figures, device=self.accelerator.device,
+                eta_seconds=self.clock.seconds_left(step, self.config.max_steps),
             ))  # fmt: skip
             self.window = Window()
         if last or is_due(step, self.config.eval_every):

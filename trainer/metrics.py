@@ -39,6 +39,18 @@ class StepFigures:
 
 
 @dataclass
+class Clock:
+    """Wall time since ``first_step``, where a run began or was resumed; evaluating and saving count."""
+
+    first_step: int = 0
+    since: float = field(default_factory=time.perf_counter)
+
+    def seconds_left(self, step: int, max_steps: int) -> float:
+        """How long it takes from ``step`` to ``max_steps`` if it goes on as it went so far."""
+        return (max_steps - step) * (time.perf_counter() - self.since) / (step - self.first_step)
+
+
+@dataclass
 class Window:
     """Steps since the last record, and how fast they went."""
 
@@ -64,7 +76,7 @@ class Window:
         self.num_steps += 1
         self.seconds += time.perf_counter() - self.since
 
-    def record(self, *, step: int, epoch: float, max_steps: int, last: StepFigures, device: torch.device) -> Record:
+    def record(self, *, step: int, epoch: float, eta_seconds: float, last: StepFigures, device: torch.device) -> Record:
         """Everything since the last record.
 
         ``loss`` is over all specs alike and ``loss/NAME`` over the steps that trained NAME; ``tokens`` of a
@@ -83,7 +95,7 @@ class Window:
             "tokens_per_second": self.tokens / seconds,
             "supervised_tokens_per_second": self.supervised_tokens / seconds,
             "seconds_per_step": seconds / self.num_steps,
-            "eta_seconds": (max_steps - step) * seconds / self.num_steps,
+            "eta_seconds": eta_seconds,
             "memory_bytes": peak_memory_bytes(device),
         }
 

@@ -178,6 +178,8 @@ def test_resuming_with_other_rows_per_step_names_the_accumulation_that_keeps_the
         trainer(straight, resume=True, gradient_accumulation=3)
     with pytest.raises(CheckpointError, match=r"no trainer\.gradient_acc.* gives 2 with 4 .*\(there were 1\)"):
         refuse_other_rows(TrainState(step=4, position=8), trainer_config(straight), 4)
+    # Four processes of one micro-batch each go on with what one process did with four.
+    refuse_other_rows(TrainState(step=4, position=4 * 8), trainer_config(straight), 4)
 
 
 def test_what_a_process_left_behind_must_be_there(tmp_path: Path, straight: Path) -> None:

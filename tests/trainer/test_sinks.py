@@ -16,7 +16,7 @@ from model.errors import ConfigError
 from tests.trainer.parts import tiny_trainer, trainer_config
 from trainer.config import WandbMode
 from trainer.curve import draw_loss_curve
-from trainer.metrics import Record
+from trainer.metrics import Clock, Record
 from trainer.sinks import ConsoleSink, JsonlSink, WandbSink, open_sinks, read_records
 
 TRAIN: Record = {
@@ -130,3 +130,10 @@ def test_weights_and_biases_without_a_key_says_what_to_do(tmp_path: Path, monkey
         ConfigError, match=r"trainer\.wandb is online, but .*run 'wandb login', or set trainer\.wandb=off"
     ):
         WandbSink(tmp_path, mode=WandbMode.online, project="matslice", config={})
+
+
+def test_the_time_left_counts_all_time_since_the_run_was_begun_or_resumed() -> None:
+    clock = Clock(first_step=4, since=time.perf_counter() - 30)
+    # The clock goes on while it is read.
+    assert clock.seconds_left(7, 12) == pytest.approx(50, abs=5)
+    assert clock.seconds_left(12, 12) == 0
