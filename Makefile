@@ -25,7 +25,7 @@ help:
 	@echo 'make test           the test suite (no network, no GPU)'
 	@echo 'make test-slow      the tests that take longer'
 	@echo 'make test-gpu       the tests that need a CUDA device'
-	@echo 'make check          format, lint, types, import layering'
+	@echo 'make check          format, lint, types, import layering, file lengths'
 	@echo 'make format         rewrite the sources as make check wants them'
 	@echo 'make bench-forward  the decoder against transformers, and what each sub-model costs'
 	@echo 'make clean          remove .venv and caches'
@@ -57,6 +57,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/architecture/test_sources.py
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -21,7 +21,7 @@ from model.slicing.spec import SliceConfig, SliceSpec
 from recipes.shape import ShapeConfig
 from trainer.config import Device
 from trainer.data.sources import LongRows, read_conversations
-from trainer.data.supervise import TokenRow, TokenRows, tokenize
+from trainer.data.supervise import TRAINING_REMEDY, TokenRow, TokenRows, tokenize
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
@@ -108,15 +108,21 @@ def build_tokenizer(directory: Path | None, checkpoint: Path | None, config: Tex
 
 
 def build_rows(
-    files: Sequence[str], tokenizer: Tokenizer, config: TextConfig, *, max_length_tokens: int, long_rows: LongRows
+    files: Sequence[str],
+    tokenizer: Tokenizer,
+    config: TextConfig,
+    *,
+    max_length_tokens: int,
+    long_rows: LongRows,
+    remedy: str = TRAINING_REMEDY,
 ) -> TokenRows:
-    """The conversations of ``files`` as tokens.
+    """The conversations of ``files`` as tokens; ``remedy`` is what to do about one that is too long.
 
     Raises:
         InputError: A file or a row cannot be used.
     """
     found = tokenize(
-        read_conversations(files), tokenizer, max_length_tokens=max_length_tokens, long_rows=long_rows
+        read_conversations(files), tokenizer, max_length_tokens=max_length_tokens, long_rows=long_rows, remedy=remedy
     )  # fmt: skip
     refuse_beyond_positions(found.rows, config)
     return found
@@ -145,9 +151,3 @@ def resolve_sizes(sizes: Mapping[str, SliceConfig], config: TextConfig) -> list[
         if written.name != key:
             raise ConfigError(f"sizes.{key} is named '{written.name}'; key and name must be the same")
     return [SliceSpec.resolve(written, config) for written in sizes.values()]
-
-
-def refuse_existing(output: Path) -> None:
-    """Raise ConfigError if something would be overwritten; for recipes whose work before writing is long."""
-    if output.is_file() or (output.is_dir() and any(output.iterdir())):
-        raise ConfigError(f"output: '{output}' is already there; choose another name, or remove it")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -20,15 +20,16 @@ from recipes.build import (
     build_tokenizer,
     find_checkpoint,
     find_device,
-    refuse_existing,
     resolve_sizes,
 )  # fmt: skip
+from recipes.output import check_new_file
 from recipes.program import start
 from recipes.schema import EvaluateRecipe
 from trainer.checkpoint import write_whole
 from trainer.data.sources import LongRows
 from trainer.evaluation.held_out import Score, evaluate
 
+REMEDY = "a larger max_length_tokens measures such rows too; leaving some out would be another measurement"
 COLUMNS = {  # key of a row -> how a person reads it
     "size": "{}", "parameters": "{:,}", "effective_parameters": "{:,}",
     "loss": "{:.4f}", "perplexity": "{:.3f}", "accuracy": "{:.3f}", "examples": "{:,}",
@@ -38,17 +39,21 @@ COLUMNS = {  # key of a row -> how a person reads it
 def run(recipe: EvaluateRecipe) -> None:
     """Measure every size, print a table, and write its rows if there is an output."""
     if recipe.output is not None:
-        refuse_existing(recipe.output)
+        check_new_file(recipe.output)
     config = ModelConfig.read(find_checkpoint(recipe.checkpoint))
-    rows = [describe(spec, score, config.text) for spec, score in measure(recipe)]
+    rows: list[dict[str, Any]] = []
+    for spec, score in measure(recipe):
+        # A large model takes minutes for each size; the table comes at the end, on standard output.
+        print(f"{spec.name}: loss {score.loss:.4f}, {score.examples:,} examples", file=sys.stderr, flush=True)
+        rows.append(describe(spec, score, config.text))
     Console(width=None if sys.stdout.isatty() else 200).print(table(rows))
     if recipe.output is not None:
         recipe.output.parent.mkdir(parents=True, exist_ok=True)
         write_whole(recipe.output, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def measure(recipe: EvaluateRecipe) -> list[tuple[SliceSpec, Score]]:
-    """The score of every size, in the order they are written in.
+def measure(recipe: EvaluateRecipe) -> Iterator[tuple[SliceSpec, Score]]:
+    """The score of every size, in the order they are written in, as soon as it is known.
 
     Raises:
         MatsliceError: A file, a size or the checkpoint cannot be used.
@@ -59,15 +64,14 @@ def measure(recipe: EvaluateRecipe) -> list[tuple[SliceSpec, Score]]:
     tokenizer = build_tokenizer(None, checkpoint, config.text)
     found = build_rows(
         recipe.files, tokenizer, config.text,
-        max_length_tokens=recipe.max_length_tokens, long_rows=LongRows.refuse,
+        max_length_tokens=recipe.max_length_tokens, long_rows=LongRows.refuse, remedy=REMEDY,
     )  # fmt: skip
     model = build_adapted(
         checkpoint, recipe.adapter_path, dtype=recipe.precision.dtype, device=find_device(recipe.device)
     )  # fmt: skip
     rows = found.rows[: recipe.max_examples]
-    return [
-        (spec, evaluate(model, rows, spec, batch_size=recipe.batch_size, pad_id=tokenizer.pad_id)) for spec in specs
-    ]
+    for spec in specs:
+        yield spec, evaluate(model, rows, spec, batch_size=recipe.batch_size, pad_id=tokenizer.pad_id)
 
 
 def describe(spec: SliceSpec, score: Score, config: TextConfig) -> dict[str, Any]:

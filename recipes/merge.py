@@ -17,14 +17,15 @@ from model.checkpoint.reader import Checkpoint
 from model.checkpoint.writer import write_checkpoint
 from model.gemma3n import Gemma3n
 from model.slicing.checkpoint import LINEAGE_FILE, carry_files
-from recipes.build import find_checkpoint, refuse_existing
+from recipes.build import find_checkpoint
+from recipes.output import check_new_directory
 from recipes.program import start
 from recipes.schema import MergeRecipe
 
 
 def run(recipe: MergeRecipe) -> None:
     """Merge, and say where the result is."""
-    refuse_existing(recipe.output)
+    check_new_directory(recipe.output)
     merge_into(find_checkpoint(recipe.checkpoint), recipe.adapter_path, recipe.output)
     print(f"merged: {recipe.output}")
 

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from model.errors import ConfigError
 from recipes.schema import register_schemas
-from recipes.wording import REFUSALS, check_keys, explain, explain_missing, explain_override
+from recipes.wording import FROM_DISK, REFUSALS, check_keys, explain, explain_missing, explain_override
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 REFUSED, INTERRUPTED, CLOSED = 2, 130, 141  # exit status; the last two are the shell's for Ctrl-C and a closed pipe
@@ -45,7 +45,7 @@ def start(name: str, run: Callable[[Any], None], arguments: Sequence[str]) -> in
             if missing := OmegaConf.missing_keys(cfg):
                 raise ConfigError(explain_missing(missing, recipe=name))
             run(OmegaConf.to_object(cfg))
-        except (*REFUSALS, OSError) as error:
+        except (*REFUSALS, *FROM_DISK) as error:
             if wants_traceback or isinstance(error, BrokenPipeError):
                 raise
             # A sweep goes on with its other jobs, so it says which one this was.

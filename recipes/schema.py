@@ -73,6 +73,14 @@ class EvaluateRecipe:
     precision: Precision = Precision.fp32
     device: Device = Device.auto
 
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise ConfigError("files is empty; name at least one JSON Lines file of conversations")
+        for key, least in {"max_examples": 1, "batch_size": 1, "max_length_tokens": 2}.items():
+            value = getattr(self, key)
+            if value is not None and value < least:
+                raise ConfigError(f"{key} is {value}; it must be at least {least}")
+
 
 @dataclass(kw_only=True, slots=True)
 class GenerateRecipe:

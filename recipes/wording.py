@@ -23,12 +23,14 @@ from omegaconf.errors import (
     OmegaConfBaseException,
     ValidationError,
 )
+from safetensors import SafetensorError
 from yaml import YAMLError
 
 from model.errors import ConfigError, MatsliceError
 from recipes.schema import SCHEMAS, choices
 
 REFUSALS = (MatsliceError, HydraException, OmegaConfBaseException, YAMLError)  # all that a user can cause
+FROM_DISK = (OSError, SafetensorError)  # a full disk, a path of the user's that cannot be written
 KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 NOT_OF_KIND = re.compile(
     r"Value (?P<value>'.*') (of type '\w+' could not be converted to|is not a valid) (?P<kind>\w+)"
@@ -57,6 +59,11 @@ def explain(error: Exception, *, recipe: str) -> str:
             return explain_place(error) + explain_value(cause)
         case OmegaConfBaseException():
             return explain_value(error)
+        case OSError():
+            place = f"'{error.filename}': " if error.filename else ""
+            return f"{place}{error.strerror or error}; it could not be read or written (HYDRA_FULL_ERROR=1 shows where)"
+        case SafetensorError():
+            return f"a weight file could not be read or written: {error}"
         case _ if found := NOT_A_GROUP.match(str(error)):
             return unknown_key(found["key"], keys=[known.name for known in dataclasses.fields(SCHEMAS[recipe])])
         case _:

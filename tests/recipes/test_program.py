@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from safetensors import SafetensorError
 
 from model.errors import ConfigError
 from recipes.cli import RECIPES, main
-from recipes.program import quote_free_text
+from recipes.program import quote_free_text, start
 from recipes.schema import SCHEMAS, choices
 
 
@@ -96,6 +98,31 @@ def test_hydra_full_error_shows_the_exception(train: Callable[..., int], monkeyp
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(ConfigError, match="max_steps"):
         train("trainer.max_steps=-1")
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (PermissionError(errno.EACCES, "Permission denied", "locked/run"), "'locked/run': Permission denied"),
+        (SafetensorError("Error while serializing: no space"), "a weight file could not be read or written"),
+    ],
+    ids=str,
+)
+def test_what_the_disk_refuses_is_said_in_a_line(
+    failure: Exception, told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise failure
+
+    words = ["checkpoint=x", "output=y", "slice=full"]
+    assert start("slice", fail, words) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ")
+    assert told in shown
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(type(failure)):
+        start("slice", fail, words)
 
 
 @given(text=st.text(st.characters(codec="utf-8"), min_size=1))

@@ -17,7 +17,7 @@ from model.adapter.lora import load_adapter
 from model.checkpoint.load import load
 from model.checkpoint.names import TIED_HEAD, TOKEN_TABLE
 from model.checkpoint.reader import Checkpoint
-from model.checkpoint.writer import write_checkpoint
+from model.checkpoint.writer import save, write_checkpoint
 from model.config import ModelConfig
 from model.inputs import Inputs
 from recipes.cli import main
@@ -100,6 +100,30 @@ def test_slice_cuts_the_adapter_alongside(weights: Path, adapter: Path, tmp_path
     assert main([*words, f"output={tmp_path / 'merged'}", "merge=true", "check=true"]) == 0
     # The two add the same update, one to the output and one to the weight: float32 sums in another order.
     torch.testing.assert_close(logits(small, adapter=small / "adapter"), logits(tmp_path / "merged"), rtol=0, atol=1e-3)
+
+
+def test_a_bfloat16_slice_with_its_adapter_merged_passes_its_check(adapter: Path, tmp_path: Path) -> None:
+    save(tiny_model().bfloat16(), tmp_path / "stored")
+    words = ["slice", f"checkpoint={tmp_path / 'stored'}", f"adapter_path={adapter}", "merge=true", "check=true"]
+    assert main([*words, *SHORT, f"output={tmp_path / 'small'}"]) == 0
+
+
+@pytest.mark.parametrize("merge", ["true", "false"])
+def test_a_slice_that_fails_its_check_is_not_kept(
+    merge: str, weights: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recipes.slice.TOLERANCE", -1.0)
+    words = ["slice", f"checkpoint={weights}", f"adapter_path={adapter}", f"merge={merge}", "check=true"]
+    assert main([*words, *SHORT, f"output={tmp_path / 'small'}"]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluate_says_how_each_size_did_as_soon_as_it_is_known(
+    weights: Path, chat: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", f"checkpoint={weights}", f"files=[{chat}]", "+slice@sizes.half=full", "sizes.half.name=half"]
+    assert main([*words, "max_examples=2"]) == 0
+    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == ["full", "half"]
 
 
 def test_merge_gives_the_model_that_the_adapter_made(weights: Path, adapter: Path, tmp_path: Path) -> None:

@@ -48,6 +48,11 @@ def asked(*more: str) -> Words:
     return lambda at: ["generate", f"checkpoint={at.weights}", "generation.max_new_tokens=1", *more]
 
 
+def measured(*more: str) -> Words:
+    """``matslice evaluate`` that would work, but for ``more``."""
+    return lambda at: ["evaluate", f"checkpoint={at.weights}", f"files=[{at.chat}]", *more]
+
+
 COMMANDS: dict[str, tuple[Words, str]] = {
     "unknown recipe": (words("tarin"), "there is no recipe 'tarin'; there are train, slice"),
     "recipe of nearly that name": (words("generat"), "did you mean 'generate'?"),
@@ -129,6 +134,25 @@ COMMANDS: dict[str, tuple[Words, str]] = {
     "text past the positions": (asked("prompt=hi", "generation.max_new_tokens=512"), "the model has 512 positions"),
 }  # fmt: skip
 
+OUTPUTS: dict[str, tuple[Words, str]] = {
+    "no name for a run": (trained("trainer.output="), "trainer.output is empty, or the working directory"),
+    "no name for a slice": (sliced("output="), "output is empty, or the working directory"),
+    "run in a file": (lambda at: trained(f"trainer.output={at.chat}")(at), "is a file; give a directory"),
+    "run below a file": (lambda at: trained(f"trainer.output={at.chat}/a/b")(at), "being a file; choose another place"),
+    "slice in a file": (lambda at: sliced(f"output={at.chat}")(at), "already there; choose another name"),
+    "slice below a file": (lambda at: sliced(f"output={at.chat}/a")(at), "being a file; choose another place"),
+    "merge below a file": (
+        lambda at: [
+            "merge", f"checkpoint={at.weights}", f"adapter_path={at.adapter}", f"output={at.chat}/a",
+        ],
+        "being a file; choose another place",
+    ),
+    "rows into a directory": (lambda at: measured(f"output={at.empty('rows')}")(at), "is a directory; give a file"),
+    "rows over others": (lambda at: measured(f"output={at.chat}")(at), "already there; choose another name"),
+    "rows below a file": (lambda at: measured(f"output={at.chat}/a")(at), "being a file; choose another place"),
+    "where nobody can write": (sliced("output=/proc/nothing/here"), "'/proc/"),
+}  # fmt: skip
+
 CHECKPOINTS: dict[str, tuple[Words, str]] = {
     "no such directory": (sliced("checkpoint=nowhere"), "checkpoint: no directory 'nowhere'"),
     "neither here nor on the hub": (
@@ -177,12 +201,19 @@ DATA: dict[str, tuple[Words, str]] = {
         from_data(lambda at: at.data(turns(USER, ASSISTANT)), "data.max_length_tokens=4"),
         "expected at most 4 (data.max_length_tokens; data.long_rows=skip leaves such rows out)",
     ),
+    "too long a row to be measured": (
+        measured("max_length_tokens=4"), "expected at most 4 (a larger max_length_tokens measures such rows too",
+    ),
+    "nothing to measure on": (measured("files=[]"), "files is empty; name at least one JSON Lines file"),
+    "no examples": (measured("max_examples=0"), "max_examples is 0; it must be at least 1"),
+    "batches of none": (measured("batch_size=-2"), "batch_size is -2; it must be at least 1"),
+    "rows of one token": (measured("max_length_tokens=1"), "max_length_tokens is 1; it must be at least 2"),
     "held-out file that is not there": (
         lambda at: ["evaluate", f"checkpoint={at.weights}", "files=[nowhere.jsonl]"], "data: no file 'nowhere.jsonl'",
     ),
 }  # fmt: skip
 
-WRONG = {**COMMANDS, **CHECKPOINTS, **DATA}
+WRONG = {**COMMANDS, **OUTPUTS, **CHECKPOINTS, **DATA}
 
 
 @pytest.fixture

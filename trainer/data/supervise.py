@@ -20,6 +20,8 @@ from model.processor.tokenizer import Tokenizer
 from trainer.data.example import Example
 from trainer.data.sources import LongRows, raise_faults
 
+TRAINING_REMEDY = "data.max_length_tokens; data.long_rows=skip leaves such rows out"
+
 
 @dataclass(frozen=True, eq=False)
 class TokenRow:
@@ -40,9 +42,21 @@ class TokenRows:
 
 
 def tokenize(
-    examples: Sequence[Example], tokenizer: Tokenizer, *, max_length_tokens: int, long_rows: LongRows
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    *,
+    max_length_tokens: int,
+    long_rows: LongRows,
+    remedy: str = TRAINING_REMEDY,
 ) -> TokenRows:
     """Turn conversations into rows, ``examples[i]`` of the result into ``rows[i]``.
+
+    Args:
+        examples: Conversations.
+        tokenizer: That of the model.
+        max_length_tokens: Tokens that a row may have.
+        long_rows: What becomes of longer ones.
+        remedy: What a user can do about one that is refused for its length.
 
     Raises:
         InputError: Rows are malformed as conversations, have nothing to learn, are longer than
@@ -68,7 +82,7 @@ def tokenize(
         else:
             faults.append(
                 f"{example.where}: messages: found {len(row.ids)} tokens; expected at most {max_length_tokens}"
-                " (data.max_length_tokens; data.long_rows=skip leaves such rows out)"
+                f" ({remedy})"
             )
     raise_faults(faults, total=len(examples))
     if not rows:
