@@ -24,7 +24,7 @@ from model.slicing.spec import SliceConfig, SliceSpec
 from tests.parity.reference import reference_of
 from tests.tiny import GLOBAL, LOCAL, tiny_model
 
-ROUNDS = 7
+ROUNDS = 5
 BATCH, SEQ_TOKENS = 4, 256
 CONFIG = ModelConfig(
     text=TextConfig(
