@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model's shape, spelled as in the published ``config.json``, complete and checked.
 
-``TextConfig`` is what code relies on. ``ModelConfig`` adds the file around it: everything we do not
-interpret (towers, generation hints, library versions) is carried along and written back.
+``TextConfig`` is what the decoder relies on. ``ModelConfig`` adds the towers' configs, and the file around
+them: everything we do not interpret (generation hints, library versions) is carried along and written back.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import ConfigError
+from model.tower_config import AudioConfig, VisionConfig
 
 CONFIG_FILE = "config.json"
 MULTIMODAL, TEXT_ONLY = "gemma3n", "gemma3n_text"  # model_type; compared whole: "gemma3" is another model
@@ -179,15 +180,33 @@ class TextConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A whole ``config.json``: the text decoder, and around it what the file said besides."""
+    """A whole ``config.json``: the text decoder, the towers beside it, and what the file said besides.
+
+    Raises:
+        ConfigError: The ids of text and media do not fit together.
+    """
 
     text: TextConfig
+    vision: VisionConfig | None = None
+    audio: AudioConfig | None = None
     published: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        towers = [tower for tower in (self.vision, self.audio) if tower is not None]
+        for tower in towers:
+            if tower.ids.start < self.text.vocab_size_per_layer_input or tower.ids.stop > self.text.vocab_size:
+                raise ConfigError(
+                    f"config: a tower's ids are {tower.ids.start} to {tower.ids.stop - 1}; they must lie behind the"
+                    f" text's {self.text.vocab_size_per_layer_input} (vocab_size_per_layer_input) and before"
+                    f" {self.text.vocab_size} (vocab_size)"
+                )
+        if len(towers) == 2 and set(towers[0].ids) & set(towers[1].ids):
+            raise ConfigError("config: the ids of vision_config and audio_config overlap (vocab_offset, vocab_size)")
 
     @property
     def is_multimodal(self) -> bool:
-        """Whether the file describes towers beside the text decoder."""
-        return self.published.get("model_type") == MULTIMODAL
+        """Whether there is a tower beside the text decoder."""
+        return self.vision is not None or self.audio is not None
 
     @classmethod
     def read(cls, directory: Path) -> ModelConfig:
@@ -215,21 +234,39 @@ class ModelConfig:
             if kind == MULTIMODAL and published.get("eos_token_id") is not None:
                 part = part | {"eos_token_id": published["eos_token_id"]}  # of tuned models, the fuller list
             text = TextConfig.parse(part)
+            towers: dict[str, Any] = {}
+            if kind == MULTIMODAL and published.get("vision_config", {}) is not None:
+                towers["vision"] = VisionConfig.parse(published)
+            if kind == MULTIMODAL and published.get("audio_config", {}) is not None:
+                towers["audio"] = AudioConfig.parse(published)
+            return cls(text=text, **towers, published=published)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
-        return cls(text=text, published=published)
 
     def publish(self) -> dict[str, Any]:
-        """The content of a ``config.json`` that transformers 5 loads."""
+        """The content of a ``config.json`` that transformers 5 loads; with one tower only, that matslice loads."""
         carried = dict(self.published)
-        if self.is_multimodal:
-            return carried | {"text_config": without_old_forms(carried.get("text_config", {})) | self.text.publish()}
-        return {"architectures": ["Gemma3nForCausalLM"]} | without_old_forms(carried) | self.text.publish()
+        if not self.is_multimodal:
+            text = carried.pop("text_config", {}) or {}
+            kept = carried if carried.get("model_type") != MULTIMODAL else without_media(carried) | text
+            return without_old_forms(kept) | {"architectures": ["Gemma3nForCausalLM"]} | self.text.publish()
+        content = {"architectures": ["Gemma3nForConditionalGeneration"]} | carried | {"model_type": MULTIMODAL}
+        for name, tower in (("vision_config", self.vision), ("audio_config", self.audio)):
+            # Null says that there is none; leaving it out would say that it is as published.
+            content[name] = None if tower is None else (carried.get(name) or {}) | tower.publish()
+            content |= {} if tower is None else tower.publish_tokens()
+        content["text_config"] = without_old_forms(carried.get("text_config") or {}) | self.text.publish()
+        return content
 
     def write(self, directory: Path) -> None:
         """Write ``config.json`` into ``directory``."""
         content = json.dumps(self.publish(), indent=2, sort_keys=True) + "\n"
         (directory / CONFIG_FILE).write_text(content, encoding="utf-8")
+
+
+def without_media(published: Mapping[str, Any]) -> dict[str, Any]:
+    """What the top level of a multimodal file says that a text-only file says too."""
+    return {key: published[key] for key in ("transformers_version", "dtype", "torch_dtype") if key in published}
 
 
 def without_old_forms(published: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +16,94 @@ from model.layers.kv_cache import KVCache
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """One batch of token sequences.
+class Images:
+    """Pictures as the vision tower takes them: red, green, blue in [0, 1].
 
-    ``mask`` is True at real tokens and False at padding, which may stand on either side.
+    Raises:
+        InputError: The tensor is of another shape or kind.
+    """
+
+    pixels: Float[Tensor, "images 3 height width_px"]
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.pixels.shape)
+        if len(shape) != 4 or shape[1] != 3 or 0 in shape or not self.pixels.is_floating_point():
+            raise InputError(
+                f"inputs: images are {self.pixels.dtype} of shape {shape}; they must be numbers in [0, 1] of shape"
+                " (images, 3, height, width), all images of a batch in one axis"
+            )
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def to(self, device: torch.device | str) -> Images:
+        """The same images on another device."""
+        return Images(pixels=self.pixels.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audio:
+    """Clips of sound as the audio tower takes them: log-mel frames, ``mask`` True at real ones.
+
+    Real frames come first in each clip; what stands behind them is never looked at.
+
+    Raises:
+        InputError: The tensors are of other shapes or kinds, or a clip has no frame.
+    """
+
+    frames: Float[Tensor, "clips frames mels"]
+    mask: Bool[Tensor, "clips frames"]
+
+    def __post_init__(self) -> None:
+        if self.frames.ndim != 3 or self.mask.shape != self.frames.shape[:2] or not self.frames.is_floating_point():
+            raise InputError(
+                f"inputs: audio frames are {self.frames.dtype} of shape {tuple(self.frames.shape)} and their mask has"
+                f" shape {tuple(self.mask.shape)}; they must be (clips, frames, mels) and (clips, frames)"
+            )
+        if self.mask.dtype != torch.bool or self.mask.numel() == 0:
+            raise InputError(
+                f"inputs: the mask of the audio frames is {self.mask.dtype} of shape {tuple(self.mask.shape)};"
+                " it must be torch.bool, True at real frames, and not empty"
+            )
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @classmethod
+    def of(cls, clips: Sequence[Float[Tensor, "_ mels"]]) -> Audio:
+        """Clips of different lengths side by side, zeros behind the shorter ones."""
+        if not clips or not all(len(clip) for clip in clips):
+            raise InputError("inputs: a clip of audio has no frames; every clip needs at least one")
+        frames = torch.nn.utils.rnn.pad_sequence(list(clips), batch_first=True)
+        lengths = torch.tensor([len(clip) for clip in clips])
+        return cls(frames=frames, mask=torch.arange(frames.shape[1]) < lengths[:, None])
+
+    def to(self, device: torch.device | str) -> Audio:
+        """The same clips on another device."""
+        return Audio(frames=self.frames.to(device), mask=self.mask.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftTokens:
+    """What a tower makes of its items, before it is brought to the text's dimension; ``mask`` True at real ones."""
+
+    features: Float[Tensor, "items tokens channels"]
+    mask: Bool[Tensor, "items tokens"]
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def to(self, device: torch.device | str) -> SoftTokens:
+        """The same soft tokens on another device."""
+        return SoftTokens(features=self.features.to(device), mask=self.mask.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """One batch of token sequences, and the media whose placeholders stand in them.
+
+    ``mask`` is True at real tokens and False at padding, which may stand on either side. Images and clips
+    lie in the order of their runs of placeholders, row after row; either may have been through its tower.
 
     Raises:
         InputError: The two tensors do not have the same two axes, are empty, or of the wrong kind.
@@ -25,6 +111,8 @@ class Inputs:
 
     ids: Int[Tensor, "batch seq"]
     mask: Bool[Tensor, "batch seq"]
+    images: Images | SoftTokens | None = None
+    audio: Audio | SoftTokens | None = None
 
     def __post_init__(self) -> None:
         if self.ids.ndim != 2 or self.mask.shape != self.ids.shape:
@@ -47,7 +135,13 @@ class Inputs:
 
     def to(self, device: torch.device | str) -> Inputs:
         """The same inputs on another device."""
-        return Inputs(ids=self.ids.to(device), mask=self.mask.to(device))
+        return dataclasses.replace(
+            self,
+            ids=self.ids.to(device),
+            mask=self.mask.to(device),
+            images=self.images and self.images.to(device),
+            audio=self.audio and self.audio.to(device),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ os.environ["WANDB_MODE"] = "offline"
 import torch
 from hypothesis import HealthCheck, settings
 
+import tests.torchvision_operators
 import tests.typecheck  # noqa: F401 - jaxtyping's hook looks it up as an attribute of `tests`
 
 torch.set_num_threads(1)

@@ -17,7 +17,7 @@ def slice_config(config: ModelConfig, spec: SliceSpec) -> ModelConfig:
     Raises:
         SliceError: The spec does not fit the config.
     """
-    return ModelConfig(text=slice_text_config(config.text, spec), published=config.published)
+    return dataclasses.replace(config, text=slice_text_config(config.text, spec))
 
 
 def slice_text_config(config: TextConfig, spec: SliceSpec) -> TextConfig:
