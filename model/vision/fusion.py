@@ -6,8 +6,6 @@ Source: timm's ``MobileNetV5MultiScaleFusionAdapter``; no paper describes it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float

@@ -21,7 +21,7 @@ class ChannelNorm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(channels))
 
-    def forward(self, x: Float[Tensor, "images channels height width_px"]) -> Float[Tensor, "..."]:
+    def forward(self, x: Float[Tensor, "images channels height width_px"]) -> Float[Tensor, ...]:
         """Normalise; the shape stays."""
         normed = x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + self.eps)
         return normed * self.weight[:, None, None]
