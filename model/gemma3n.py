@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gemma 3n: token ids to scores, as the full model or any sub-model of it.
+"""Gemma 3n: token ids, images and sound to scores, as the full model or any sub-model of it.
 
 The sub-model is an argument of the forward pass, not a mode of the module: activation checkpointing,
 several specs in one step and evaluation of many sizes all work on one set of weights.
@@ -7,29 +7,103 @@ several specs in one step and evaluation of many sizes all work on one set of we
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from model.audio.tower import AudioTower
 from model.config import ModelConfig
 from model.errors import InputError
-from model.inputs import Inputs, Outputs
-from model.layers.altup import AltUp
-from model.layers.embedding import ScaledEmbedding
+from model.inputs import Audio, Images, Inputs, Outputs, SoftTokens
+from model.initialization import initialize_decoder, initialize_embedder, initialize_tower
+from model.layers.embedding import MediaEmbedder
 from model.layers.kv_cache import KVCache
-from model.layers.norm import RMSNorm
 from model.slicing.spec import SliceSpec
+from model.soft_tokens import check_media, check_shape, with_hard_ids, with_soft_tokens
 from model.text.decoder import Decoder
-from model.text.layer import DecoderLayer
+from model.tower_config import TowerConfig
+from model.vision.tower import VisionTower
 
 
 class Towers(nn.Module):
-    """What the published names call ``model``: the text decoder, and the place of the towers beside it."""
+    """What the published names call ``model``: the text decoder, and the towers with their embedders beside it.
+
+    A tower that the config does not have is None, and so is its embedder.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.config = config
         self.language_model = Decoder(config.text)
+        self.vision_tower = None if config.vision is None else VisionTower(config.vision)
+        self.audio_tower = None if config.audio is None else AudioTower(config.audio)
+        self.embed_vision = media_embedder(config, config.vision)
+        self.embed_audio = media_embedder(config, config.audio)
+
+    def embed(self, inputs: Inputs) -> Float[Tensor, "batch seq dim"]:
+        """What stands at each token: its row of the text's or a medium's table, or the soft token it holds open."""
+        ids = inputs.ids
+        embedded = self.language_model.embed_tokens(ids)
+        media = (
+            (self.config.vision, self.embed_vision, inputs.images),
+            (self.config.audio, self.embed_audio, inputs.audio),
+        )
+        for tower, embedder, soft in media:
+            if tower is not None and embedder is not None:
+                embedded = with_hard_ids(embedded, ids, embedder, tower)
+                if soft is not None:
+                    assert isinstance(soft, SoftTokens)
+                    embedded = with_soft_tokens(embedded, ids, soft, embedder, tower)
+        return embedded
+
+    def see(self, images: Images) -> SoftTokens:
+        """Soft tokens of images; if nothing in the tower is trained, one image at a time and without autograd."""
+        assert self.vision_tower is not None
+        # In the tower's dtype, as everything in it is.
+        pixels = images.pixels.to(next(self.vision_tower.parameters()).dtype)
+        if is_trained(self.vision_tower):
+            features = self.vision_tower(pixels)
+        else:
+            with torch.no_grad():
+                features = torch.cat([self.vision_tower(image[None]) for image in pixels])
+        return SoftTokens(features=features, mask=features.new_ones(features.shape[:2], dtype=torch.bool))
+
+    def hear(self, audio: Audio) -> SoftTokens:
+        """Soft tokens of clips; if nothing in the tower is trained, one clip at a time and without autograd."""
+        assert self.audio_tower is not None
+        audio = Audio(frames=audio.frames.to(next(self.audio_tower.parameters()).dtype), mask=audio.mask)
+        if is_trained(self.audio_tower):
+            return self.audio_tower(audio.frames, audio.mask)
+        with torch.no_grad():
+            clips = zip(audio.frames, audio.mask.sum(dim=1).tolist(), strict=True)
+            alone = [self.audio_tower(f[None, :n], audio.mask[:1, :n].new_ones(1, n)) for f, n in clips]
+        return side_by_side(alone)
+
+
+def media_embedder(config: ModelConfig, tower: TowerConfig | None) -> MediaEmbedder | None:
+    """The embedder of a tower's soft tokens and ids; None without one."""
+    if tower is None:
+        return None
+    return MediaEmbedder(
+        tower.vocab_size, tower.vocab_offset, tower.hidden_size, config.text.hidden_size, eps=tower.rms_norm_eps
+    )  # fmt: skip
+
+
+def is_trained(module: nn.Module) -> bool:
+    """Whether any parameter of a module asks for a gradient."""
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def side_by_side(items: Sequence[SoftTokens]) -> SoftTokens:
+    """Items encoded one at a time as one batch."""
+    longest = max(item.features.shape[1] for item in items)
+    features = [F.pad(item.features, (0, 0, 0, longest - item.features.shape[1])) for item in items]
+    mask = [F.pad(item.mask, (0, longest - item.mask.shape[1])) for item in items]
+    return SoftTokens(features=torch.cat(features), mask=torch.cat(mask))
 
 
 class Gemma3n(nn.Module):
@@ -51,24 +125,27 @@ class Gemma3n(nn.Module):
 
     @property
     def recompute_layers(self) -> bool:
-        """Whether layers' activations are made again in the backward pass instead of being kept."""
+        """Whether activations of layers, and of the towers' blocks, are made again in the backward pass, not kept."""
         return self.model.language_model.recompute_layers
 
     @recompute_layers.setter
     def recompute_layers(self, value: bool) -> None:
         self.model.language_model.recompute_layers = value
+        for tower in (self.model.vision_tower, self.model.audio_tower):
+            if tower is not None:
+                tower.recompute = value
 
     def forward(self, inputs: Inputs, spec: SliceSpec | None = None, *, cache: KVCache | None = None) -> Outputs:
         """Scores for the token after each one, from the sub-model ``spec`` (None: the full model).
 
         Args:
-            inputs: Token ids and which of them are real.
+            inputs: Token ids and which of them are real, and the media that stand among them.
             spec: A part of this model. Layers it skips get no gradient, neurons it leaves out a gradient of zero.
             cache: To decode step by step: start with ``KVCache.empty``, then pass on each result's cache.
 
         Raises:
             SliceError: The spec was resolved for another parent.
-            InputError: An id is not in the vocabulary.
+            InputError: An id is not in the vocabulary, or media and placeholders do not belong together.
         """
         hidden, cache = self.hidden(inputs, spec, cache=cache)
         return Outputs(logits=self.head(hidden), cache=cache)
@@ -84,7 +161,27 @@ class Gemma3n(nn.Module):
             spec.check(config)
         if inputs.ids.device.type == "cpu":  # elsewhere a look at the values would stop the device's queue
             check_ids(inputs.ids, config.vocab_size)
-        return self.model.language_model(inputs, spec, cache)
+        inputs = self.soft_tokens(inputs)
+        return self.model.language_model(self.model.embed(inputs), inputs, spec, cache)
+
+    def soft_tokens(self, inputs: Inputs) -> Inputs:
+        """The same inputs with images and sound already through their towers; sub-models share the result.
+
+        A tower of which nothing is trained sees every item alone and outside autograd, so the soft tokens of
+        an item do not depend, to the last bit, on what else is in the batch, and may be kept.
+
+        Raises:
+            InputError: Media and placeholders do not belong together, or the model has no tower for them.
+        """
+        check_media(inputs, self.config)
+        images, audio = inputs.images, inputs.audio
+        if isinstance(images, Images):
+            images = self.model.see(images)
+            check_shape(images, self.config.vision)
+        if isinstance(audio, Audio):
+            audio = self.model.hear(audio)
+            check_shape(audio, self.config.audio)
+        return dataclasses.replace(inputs, images=images, audio=audio)
 
     def head(self, hidden: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes vocab"]:
         """Scores of hidden states: the token table again, soft-capped in the model's dtype, then float32."""
@@ -94,29 +191,15 @@ class Gemma3n(nn.Module):
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
-        """Fill every parameter for training from scratch; the same seed gives the same weights.
-
-        Matrices and tables are normal with the config's ``initializer_range``, padding rows zero, norms
-        one; but what a layer adds begins small, and its queries at the size that other models get by
-        dividing scores. Unlike transformers' zeros, AltUp's output scale is one: at zero the per-layer
-        embeddings would never receive a gradient.
-        """
-        std = self.config.text.initializer_range
+        """Fill every parameter for training from scratch; the same seed gives the same weights."""
         generator = torch.Generator(next(self.parameters()).device).manual_seed(seed)
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                module.weight.normal_(0.0, std, generator=generator)
-            if isinstance(module, ScaledEmbedding):
-                module.weight[module.padding_idx] = 0.0
-            if isinstance(module, RMSNorm):
-                module.weight.fill_(1.0)
-            if isinstance(module, AltUp):
-                module.correct_output_scale.fill_(1.0)
-        for module in self.modules():
-            if isinstance(module, DecoderLayer):
-                module.self_attn.q_norm.weight.fill_(self.config.text.head_dim**-0.5)
-                for norm in module.added_norms():
-                    norm.weight.fill_(self.config.text.num_hidden_layers**-0.5)
+        initialize_decoder(self.model.language_model, generator)
+        for embedder in (self.model.embed_vision, self.model.embed_audio):
+            if embedder is not None:
+                initialize_embedder(embedder, self.config.text.initializer_range, generator)
+        for tower in (self.model.vision_tower, self.model.audio_tower):
+            if tower is not None:
+                initialize_tower(tower, generator)
 
 
 def check_ids(ids: Int[Tensor, "batch seq"], vocab_size: int) -> None:

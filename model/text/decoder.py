@@ -21,7 +21,7 @@ from model.text.layer import Context, DecoderLayer
 
 
 class Decoder(nn.Module):
-    """Token ids to hidden states, as any sub-model of itself.
+    """Embedded tokens to hidden states, as any sub-model of itself.
 
     ``recompute_layers`` trades time for memory: layers' activations are not kept for the backward
     pass but made again in it, always by the non-reentrant method (the other one loses gradients
@@ -47,16 +47,16 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(dim, config.rms_norm_eps)
 
     def forward(
-        self, inputs: Inputs, spec: SliceSpec, cache: KVCache | None = None
+        self, embedded: Float[Tensor, "batch seq dim"], inputs: Inputs, spec: SliceSpec, cache: KVCache | None = None
     ) -> tuple[Float[Tensor, "batch seq dim"], KVCache | None]:
         """Hidden states after the final norm, computed by the sub-model ``spec``.
 
         Args:
-            inputs: Tokens; with a cache, the ones that follow those seen so far.
+            embedded: What stands at each token: its row of ``embed_tokens``, or a soft token.
+            inputs: The tokens' ids and mask; with a cache, of those that follow the ones seen so far.
             spec: The layers and widths to compute with, checked against this decoder's config.
             cache: Keys and values of earlier tokens; the next cache is given back only if there is one.
         """
-        embedded = self.embed_tokens(inputs.ids)
         per_layer = self.per_layer_inputs(inputs.ids, embedded, spec).unbind(dim=2)
         seen = inputs.mask if cache is None else torch.cat((cache.mask, inputs.mask), dim=1)
         contexts = self.contexts(inputs, seen, embedded.dtype)
