@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from model.audio.tower import AudioTower
 from model.config import ModelConfig
 from model.errors import InputError
-from model.inputs import Audio, Images, Inputs, Outputs, SoftTokens
 from model.initialization import initialize_decoder, initialize_embedder, initialize_tower
+from model.inputs import Audio, Images, Inputs, Outputs, SoftTokens
 from model.layers.embedding import MediaEmbedder
 from model.layers.kv_cache import KVCache
 from model.slicing.spec import SliceSpec
