@@ -67,14 +67,14 @@ class Picture:
     def decode(self) -> Image.Image:
         """The picture in RGB, upright; of an animation the first frame.
 
-        Transparency is dropped, as by the reference. Two things it does not do: an image handed over as such
-        is turned upright too, if it says how (EXIF), and 16 bits of grey become 8 instead of all white.
+        What shows through is white, as in the reference. Two things the reference does not do: an image handed
+        over as such is turned upright too, as one of a file is (EXIF); and 16 bits of grey become 8, not all white.
 
         Raises:
             InputError: There is no image, or it is damaged, too large, or of values without a known range.
         """
         if isinstance(self.source, np.ndarray):
-            return Image.fromarray(check_pixels(self.source, str(self)))
+            return upright_rgb(Image.fromarray(check_pixels(self.source, str(self))), str(self))
         if isinstance(self.source, Image.Image):
             check_size(self.source, str(self))
             return upright_rgb(self.source, str(self))
@@ -130,6 +130,10 @@ class Recording:
     sample_rate_hz: int | None = None
     start: int = 0
     stop: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.start < 0 or (self.stop is not None and self.stop <= self.start):
+            raise InputError(f"{self}: start must be 0 or more, and stop more than start")
 
     def __str__(self) -> str:
         name = named("recording", self.source)
@@ -262,7 +266,10 @@ def upright_rgb(image: Image.Image, name: str) -> Image.Image:
                 raise InputError(
                     f"{name}: has 32-bit values from {low} to {high}, whose white is unknown; save it with 8 or 16 bits"
                 )
-        return image.convert("LA" if image.mode == "La" else image.mode).convert("RGB")
+        if not image.has_transparency_data:
+            return image.convert("RGB")
+        seen = image.convert("LA" if image.mode == "La" else image.mode).convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
     except InputError:
         raise
     except Exception as error:  # as above; a decoder's complaints have no common class
