@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from model.errors import ConfigError
-from model.tower_config import AudioConfig, VisionConfig
+from model.tower_config import AudioConfig, Modality, VisionConfig
 
 CONFIG_FILE = "config.json"
 MULTIMODAL, TEXT_ONLY = "gemma3n", "gemma3n_text"  # model_type; compared whole: "gemma3" is another model
@@ -207,6 +207,30 @@ class ModelConfig:
     def is_multimodal(self) -> bool:
         """Whether there is a tower beside the text decoder."""
         return self.vision is not None or self.audio is not None
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """What a model of this config takes in: text, and what it has a tower for."""
+        towers = ((Modality.vision, self.vision), (Modality.audio, self.audio))
+        return (Modality.text, *(modality for modality, tower in towers if tower is not None))
+
+    def only(self, modalities: Iterable[Modality]) -> ModelConfig:
+        """The config without the towers of other modalities; text stays, named or not.
+
+        Without a tower, ids of its medium's vocabulary are read from the text's table like any other id.
+
+        Raises:
+            ConfigError: There is no tower for one of them.
+        """
+        wanted = {Modality.text, *modalities}
+        if missing := sorted(wanted - set(self.modalities)):
+            raise ConfigError(
+                f"modalities: {', '.join(missing)} asked for, but this model has {', '.join(self.modalities)};"
+                " leave out what it has no tower for"
+            )
+        vision = self.vision if Modality.vision in wanted else None
+        audio = self.audio if Modality.audio in wanted else None
+        return dataclasses.replace(self, vision=vision, audio=audio)
 
     @classmethod
     def read(cls, directory: Path) -> ModelConfig:

@@ -10,9 +10,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from model.errors import ConfigError
+
+
+class Modality(StrEnum):
+    """What a model takes in. Text is always among it."""
+
+    text = "text"
+    vision = "vision"
+    audio = "audio"
 
 
 @dataclass(frozen=True, kw_only=True)
