@@ -73,10 +73,10 @@ class SubSample(nn.Module):
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
+        features = config.sscp_conv_channel_size[-1] * remaining_mels(config)
         self.conv_0 = SubSampleBlock(config, 0)
         self.conv_1 = SubSampleBlock(config, 1)
         self.stride = self.conv_0.stride * self.conv_1.stride  # frames per vector
-        features = config.sscp_conv_channel_size[-1] * remaining_mels(config)
         self.input_proj_linear = nn.Linear(features, config.hidden_size, bias=False)
 
     def forward(
