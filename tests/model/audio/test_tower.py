@@ -115,7 +115,7 @@ def test_there_is_one_soft_token_for_every_16_frames_begun(frames: int, tokens: 
 
 def test_a_layer_hears_12_vectors_of_the_past_and_its_convolution_4_more(monkeypatch: pytest.MonkeyPatch) -> None:
     # A vector is made of 7 frames, 4 apart. The norm between would hear everything before, so it is made deaf.
-    monkeypatch.setattr(CumulativeGroupNorm, "forward", lambda self, x: x)
+    monkeypatch.setattr(CumulativeGroupNorm, "forward", lambda _, x: x)
     config = tiny_audio(conf_num_hidden_layers=1, conf_reduction_factor=1)
     tower, frames = random_tower(config), random_clip(config, 240)[None].requires_grad_()
     features = tower(frames, torch.ones(1, 240, dtype=torch.bool)).features[0, 40]
