@@ -23,7 +23,7 @@ from model.inputs import Audio, Images, Inputs, Outputs, SoftTokens
 from model.layers.embedding import MediaEmbedder
 from model.layers.kv_cache import KVCache
 from model.slicing.spec import SliceSpec
-from model.soft_tokens import check_media, check_shape, with_hard_ids, with_soft_tokens
+from model.soft_tokens import check_media, with_hard_ids, with_soft_tokens
 from model.text.decoder import Decoder
 from model.tower_config import TowerConfig
 from model.vision.tower import VisionTower
@@ -61,27 +61,25 @@ class Towers(nn.Module):
         return embedded
 
     def see(self, images: Images) -> SoftTokens:
-        """Soft tokens of images; if nothing in the tower is trained, one image at a time and without autograd."""
+        """Soft tokens of images; outside autograd one image at a time, so that none depends on the others."""
         assert self.vision_tower is not None
-        # In the tower's dtype, as everything in it is.
-        pixels = images.pixels.to(next(self.vision_tower.parameters()).dtype)
-        if is_trained(self.vision_tower):
-            features = self.vision_tower(pixels)
+        if learns(self.vision_tower):
+            features = self.vision_tower(images.pixels)
         else:
             with torch.no_grad():
-                features = torch.cat([self.vision_tower(image[None]) for image in pixels])
+                features = torch.cat([self.vision_tower(image) for image in images.pixels.split(1)])
         return SoftTokens(features=features, mask=features.new_ones(features.shape[:2], dtype=torch.bool))
 
     def hear(self, audio: Audio) -> SoftTokens:
-        """Soft tokens of clips; if nothing in the tower is trained, one clip at a time and without autograd."""
+        """Soft tokens of clips; outside autograd one clip at a time, so that none depends on the others."""
         assert self.audio_tower is not None
-        audio = Audio(frames=audio.frames.to(next(self.audio_tower.parameters()).dtype), mask=audio.mask)
-        if is_trained(self.audio_tower):
-            return self.audio_tower(audio.frames, audio.mask)
+        lengths = audio.mask.sum(dim=1).tolist()
+        if learns(self.audio_tower):
+            longest = max(lengths)
+            return self.audio_tower(audio.frames[:, :longest], audio.mask[:, :longest])
         with torch.no_grad():
-            clips = zip(audio.frames, audio.mask.sum(dim=1).tolist(), strict=True)
-            alone = [self.audio_tower(f[None, :n], audio.mask[:1, :n].new_ones(1, n)) for f, n in clips]
-        return side_by_side(alone)
+            clips = zip(audio.frames.split(1), audio.mask.split(1), lengths, strict=True)
+            return side_by_side([self.audio_tower(frames[:, :n], real[:, :n]) for frames, real, n in clips])
 
 
 def media_embedder(config: ModelConfig, tower: TowerConfig | None) -> MediaEmbedder | None:
@@ -93,9 +91,9 @@ def media_embedder(config: ModelConfig, tower: TowerConfig | None) -> MediaEmbed
     )  # fmt: skip
 
 
-def is_trained(module: nn.Module) -> bool:
-    """Whether any parameter of a module asks for a gradient."""
-    return any(parameter.requires_grad for parameter in module.parameters())
+def learns(tower: nn.Module) -> bool:
+    """Whether autograd has to follow a tower: it is on, and something in there asks for a gradient."""
+    return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in tower.parameters())
 
 
 def side_by_side(items: Sequence[SoftTokens]) -> SoftTokens:
@@ -167,20 +165,16 @@ class Gemma3n(nn.Module):
     def soft_tokens(self, inputs: Inputs) -> Inputs:
         """The same inputs with images and sound already through their towers; sub-models share the result.
 
-        A tower of which nothing is trained sees every item alone and outside autograd, so the soft tokens of
-        an item do not depend, to the last bit, on what else is in the batch, and may be kept.
+        A tower of which nothing is trained, or any tower under ``torch.no_grad``, sees every item alone and outside
+        autograd: the soft tokens of an item do not depend, to the last bit, on what else is in the batch, and may
+        be kept.
 
         Raises:
             InputError: Media and placeholders do not belong together, or the model has no tower for them.
         """
         check_media(inputs, self.config)
-        images, audio = inputs.images, inputs.audio
-        if isinstance(images, Images):
-            images = self.model.see(images)
-            check_shape(images, self.config.vision)
-        if isinstance(audio, Audio):
-            audio = self.model.hear(audio)
-            check_shape(audio, self.config.audio)
+        images = self.model.see(inputs.images) if isinstance(inputs.images, Images) else inputs.images
+        audio = self.model.hear(inputs.audio) if isinstance(inputs.audio, Audio) else inputs.audio
         return dataclasses.replace(inputs, images=images, audio=audio)
 
     def head(self, hidden: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes vocab"]:

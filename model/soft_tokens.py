@@ -2,20 +2,24 @@
 """Media among the tokens of a text: which places are whose, and what stands there.
 
 A medium has ids of its own, a range behind the text's. One of them, the placeholder, says that a soft token
-stands here; the others have rows in the medium's own table. Places are found by id, never by comparing vectors.
+stands here; the others have rows in the medium's own table. Places are found by id, never by comparing vectors,
+and an id of no medium is the text's, wherever it lies.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from model.config import ModelConfig
 from model.errors import InputError
-from model.inputs import Audio, Images, Inputs, SoftTokens
+from model.inputs import Audio, Inputs, SoftTokens
 from model.layers.embedding import MediaEmbedder
-from model.tower_config import AudioConfig, TowerConfig, VisionConfig
+from model.tower_config import AudioConfig, MediaTokens, TowerConfig, VisionConfig
 
 
 def with_hard_ids(
@@ -38,16 +42,20 @@ def with_soft_tokens(
     embedder: MediaEmbedder,
     config: TowerConfig,
 ) -> Float[Tensor, "batch seq dim"]:
-    """``embedded`` with soft tokens at the medium's placeholders, item after item, row after row."""
+    """``embedded`` with soft tokens at the medium's placeholders, item after item, row after row.
+
+    Source: Gemma 3n, which scales the vision tower's soft tokens up but not the audio tower's, and fills what
+    a clip leaves of its run with the embedding of the last id of the audio's vocabulary.
+    """
+    features = soft.features.to(embedder.embedding_projection.weight.dtype)  # kept ones may be of another
     if isinstance(config, VisionConfig):
-        values = embedder.soft(soft.features * config.hidden_size**0.5)
+        values = embedder.soft(features * config.hidden_size**0.5)
     else:
-        values = embedder.soft(soft.features)
-        # A run is as long as the longest clip needs. What a shorter one leaves has an id of its own.
-        padding = embedder.hard(torch.tensor([[config.padding_id]], device=ids.device)).to(values.dtype)
-        missing = config.tokens.per_item - values.shape[1]
-        values = torch.where(soft.mask[..., None], values, padding)
-        values = torch.cat((values, padding.expand(len(soft), missing, -1)), dim=1)
+        values = embedder.soft(features)
+        filler = embedder.hard(torch.tensor([[config.padding_id]], device=ids.device))  # 1 1 dim
+        values = torch.where(soft.mask[..., None], values, filler)
+        left = config.tokens.per_item - values.shape[1]
+        values = torch.cat((values, filler.expand(len(soft), left, -1)), dim=1)
     return fill(embedded, ids == config.tokens.placeholder_id, values.flatten(0, 1))
 
 
@@ -59,49 +67,83 @@ def fill(
 
 
 def check_media(inputs: Inputs, config: ModelConfig) -> None:
-    """Raise InputError where the media of a batch and the placeholders in its text do not belong together."""
+    """Raise InputError where the media of a batch do not fit its text, or not the model."""
     media = (("image", inputs.images, config.vision), ("audio clip", inputs.audio, config.audio))
     for name, given, tower in media:
-        if given is not None and tower is None:
+        if tower is None and given is not None:
             raise InputError(
-                f"inputs: there are {len(given)} items of kind {name}, but this model has no tower for them;"
+                f"inputs: the batch has {counted(len(given), name)}, but this model has no tower for them;"
                 " load a checkpoint with all its modalities, or leave the media out"
             )
         # Without media, a look at the ids is worth while only where it does not stop a device's queue.
         if tower is None or (given is None and inputs.ids.device.type != "cpu"):
             continue
-        check_count(name, 0 if given is None else len(given), inputs.ids, tower)
-        check_shape(given, tower)
+        check_runs(name, 0 if given is None else len(given), inputs.ids, tower.tokens)
+        if isinstance(given, Audio) and isinstance(tower, AudioConfig):
+            check_clips(given, tower)
+        if isinstance(given, SoftTokens):
+            check_soft_tokens(name, given, tower)
 
 
-def check_count(name: str, items: int, ids: Int[Tensor, "batch seq"], tower: TowerConfig) -> None:
-    """Raise InputError unless every item has its run of placeholders."""
-    found = int((ids == tower.tokens.placeholder_id).sum())
-    if found != items * tower.tokens.per_item:
+def check_runs(name: str, items: int, ids: Int[Tensor, "batch seq"], tokens: MediaTokens) -> None:
+    """Raise InputError unless the text has one whole run of placeholders for every item."""
+    held = F.pad(ids == tokens.placeholder_id, (1, 1))
+    begins = (held[:, 1:] & ~held[:, :-1]).nonzero()
+    ends = (held[:, :-1] & ~held[:, 1:]).nonzero()  # as many, and in the same order
+    lengths = ends[:, 1] - begins[:, 1]
+    if bool((lengths != tokens.per_item).any()):
+        wrong = int((lengths != tokens.per_item).int().argmax())
+        row, start = begins[wrong].tolist()
         raise InputError(
-            f"inputs: the batch has {items} items of kind {name}, but its text has {found} placeholders"
-            f" (id {tower.tokens.placeholder_id}); each item needs a run of {tower.tokens.per_item}"
+            f"inputs: row {row} has a run of {int(lengths[wrong])} {name} placeholders (id {tokens.placeholder_id})"
+            f" from token {start} on, but an item has {tokens.per_item}; keep runs whole, with their delimiters between"
+        )
+    if len(lengths) != items:
+        raise InputError(
+            f"inputs: the batch has {counted(items, name)}, but its text has {counted(len(lengths), 'run')} of"
+            f" {tokens.per_item} {name} placeholders (id {tokens.placeholder_id}); each item needs its own run"
         )
 
 
-def check_shape(given: Images | Audio | SoftTokens | None, tower: TowerConfig | None) -> None:
-    """Raise InputError for items that a tower or its embedder cannot take."""
-    if isinstance(given, Audio) and isinstance(tower, AudioConfig) and given.frames.shape[2] != tower.input_feat_size:
+def check_clips(audio: Audio, config: AudioConfig) -> None:
+    """Raise InputError for clips that the audio tower cannot take."""
+    if audio.frames.shape[2] != config.input_feat_size:
         raise InputError(
-            f"inputs: audio frames have {given.frames.shape[2]} mels; the tower takes {tower.input_feat_size}"
-            " (input_feat_size)"
+            f"inputs: audio frames have {audio.frames.shape[2]} mels, but the tower takes {config.input_feat_size}"
+            " (input_feat_size); read the audio with this model's processor"
         )
-    if isinstance(given, SoftTokens) and tower is not None:
-        if given.features.shape[2] != tower.hidden_size:
-            raise InputError(
-                f"inputs: soft tokens have {given.features.shape[2]} channels, but those of this tower have"
-                f" {tower.hidden_size}; they are of another model"
-            )
-        exact = isinstance(tower, VisionConfig)
-        if given.features.shape[1] > tower.tokens.per_item or (
-            exact and given.features.shape[1] < tower.tokens.per_item
-        ):
-            raise InputError(
-                f"inputs: an item has {given.features.shape[1]} soft tokens, but the text has {tower.tokens.per_item}"
-                " places for it; give images of the model's size, and clips no longer than it can hear"
-            )
+    per_token = config.conf_reduction_factor * math.prod(stride for stride, _ in config.sscp_conv_stride_size)
+    most = config.tokens.per_item * per_token
+    lengths = audio.mask.sum(dim=1)
+    first_come = torch.arange(audio.mask.shape[1], device=lengths.device) < lengths[:, None]
+    wrong = (lengths < 1) | (lengths > most) | (first_come != audio.mask).any(dim=1)
+    if bool(wrong.any()):
+        clip = int(wrong.int().argmax())
+        found = int(lengths[clip])
+        where = " and padding between them" if 0 < found <= most else ""
+        raise InputError(
+            f"inputs: audio clip {clip} has {counted(found, 'real frame')}{where}; a clip has 1 to {most}"
+            f" ({config.tokens.per_item} soft tokens of {per_token}), real frames first, padding behind them:"
+            " leave an empty clip out, cut a longer one"
+        )
+
+
+def check_soft_tokens(name: str, soft: SoftTokens, config: TowerConfig) -> None:
+    """Raise InputError for soft tokens of another model than this one."""
+    _, tokens, channels = soft.features.shape
+    if channels != config.hidden_size:
+        raise InputError(
+            f"inputs: soft tokens of kind {name} have {channels} channels, but this model's have"
+            f" {config.hidden_size}; make them with this model's tower"
+        )
+    fewest = config.tokens.per_item if isinstance(config, VisionConfig) else 1
+    if not fewest <= tokens <= config.tokens.per_item:
+        raise InputError(
+            f"inputs: items of kind {name} have {counted(tokens, 'soft token')} each, but the text has"
+            f" {config.tokens.per_item} places for them; make them with this model's tower"
+        )
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 image``, ``2 images``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
