@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""timm where torchvision has no compiled operators, and our tiny vision tower as a timm model.
+"""Our tiny vision tower as a model that timm, and transformers with it, knows.
 
     from tests.parity.timm_shim import register_tiny_tower
     register_tiny_tower()                                    # any number of times
@@ -11,49 +11,19 @@
     ))
 
 The table is ours (model/vision/stages.py) written in timm's notation; the network is built by timm alone.
-Importing this file makes timm importable, so it must come before timm, which transformers imports only when
-it makes a vision tower.
+Outside pytest, import tests.torchvision_operators before anything that imports timm (transformers does).
 """
 
 from __future__ import annotations
 
-import torch
+from timm.layers import RmsNorm2d
+from timm.models import generate_default_cfgs, is_model, register_model
+from timm.models._efficientnet_builder import decode_arch_def
+from timm.models.mobilenetv5 import MobileNetV5Encoder, MobileNetV5MultiScaleFusionAdapter, _create_mnv5_encoder
 
 from model.vision.stages import ARCHITECTURES, AttentionRow, BottleneckRow, EdgeRow, Row
 
 TINY = "mobilenetv5_tiny_enc"
-
-
-def torchvision_schemas() -> torch.library.Library | None:
-    """Make torchvision importable; what is given back must be kept, as the operators live as long as it.
-
-    On import torchvision gives shape rules to its own operators, of which there are none where its compiled part
-    does not fit torch (PyPI's wheel beside a CPU build). Their schemas are enough. A torchvision that imports
-    as it is, is left alone.
-    """
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise
-    else:
-        return None
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
-
-
-SCHEMAS = torchvision_schemas()
-
-from timm.layers import RmsNorm2d  # noqa: E402
-from timm.models import generate_default_cfgs, is_model, register_model  # noqa: E402
-from timm.models._efficientnet_builder import decode_arch_def  # noqa: E402
-from timm.models.mobilenetv5 import (  # noqa: E402
-    MobileNetV5Encoder,
-    MobileNetV5MultiScaleFusionAdapter,
-    _create_mnv5_encoder,
-)
 
 # Looked up by timm under this name in the file of a registered model.
 default_cfgs = generate_default_cfgs(
