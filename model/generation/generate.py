@@ -2,7 +2,8 @@
 """Going on with a text: read the prompt once, then one token at a time over the cached keys and values.
 
 Prompts of a batch end together, so shorter ones are padded on the left. Each step equals a forward
-pass over everything so far; the cache only saves work.
+pass over everything so far; the cache only saves work. Images and sound are in the prompt alone: their
+keys and values are in the cache from then on, and what is said is text.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from model.config import ModelConfig
 from model.errors import InputError
-from model.generation.sampling import SamplingConfig, choose
-from model.inputs import Inputs, Outputs
+from model.generation.sampling import SamplingConfig, choose, without
+from model.inputs import Inputs
 from model.layers.kv_cache import KVCache
 from model.slicing.spec import SliceSpec
 
@@ -49,18 +51,20 @@ def generate(
 ) -> Iterator[Int[Tensor, " batch"]]:
     """Yield the next token of every row, step by step, until all rows have stopped or the limit is reached.
 
-    A row that has yielded one of ``stop_ids`` yields padding from then on. While the generator runs,
-    the model is in evaluation mode.
+    A row that has yielded one of ``stop_ids`` yields padding from then on. Ids that belong to media are
+    never yielded. While the generator runs, the model is in evaluation mode.
 
     Args:
         model: A ``Gemma3n``, or one with an adapter attached.
-        inputs: Prompts, padded on the left (see ``pad_left``).
+        inputs: Prompts, padded on the left (see ``pad_left``), with the media that stand in them.
 
     Raises:
-        InputError: A prompt is padded on the right, or the text would outgrow the model's positions.
+        InputError: A prompt is padded on the right, the text would outgrow the model's positions, or media
+            and placeholders do not belong together.
     """
     config = model.config.text
     check(inputs, sampling, config.max_position_embeddings)
+    unsaid = torch.tensor(ids_of_media(model.config), dtype=torch.long, device=inputs.ids.device)
     random = torch.Generator().manual_seed(sampling.seed)
     stops = torch.tensor(sorted(stop_ids), dtype=inputs.ids.dtype, device=inputs.ids.device)
     stopped = torch.zeros(inputs.ids.shape[0], dtype=torch.bool, device=inputs.ids.device)
@@ -69,21 +73,32 @@ def generate(
     model.eval()
     try:
         for _ in range(sampling.max_new_tokens):
-            outputs: Outputs = model(inputs, spec=spec, cache=cache)
-            assert outputs.cache is not None
-            token = choose(outputs.logits[:, -1], sampling, random).masked_fill(stopped, config.pad_token_id)
+            # Not model(inputs): of a long prompt only the last token's scores are looked at.
+            hidden, cache = model.hidden(inputs, spec, cache=cache)
+            scores = without(model.head(hidden[:, -1]), unsaid)
+            token = choose(scores, sampling, random).masked_fill(stopped, config.pad_token_id)
             yield token
             stopped = stopped | torch.isin(token, stops)
             if bool(stopped.all()):
                 return
-            cache, inputs = outputs.cache, Inputs.of(token[:, None])
+            inputs = Inputs.of(token[:, None])
     finally:
         model.train(was_training)
 
 
+def ids_of_media(config: ModelConfig) -> list[int]:
+    """The ids that are nothing to say: all behind the text's own, and the marks that open an item of a medium.
+
+    Behind the text's ids a published table holds copies of the padding row, all of one score: of many
+    copies sampling would take some far too often.
+    """
+    begins = [tower.tokens.begin_id for tower in (config.vision, config.audio) if tower is not None]
+    return [*begins, *range(config.text.vocab_size_per_layer_input, config.text.vocab_size)]
+
+
 def complete(
     model: Any,
-    prompts: Sequence[Sequence[int]],
+    inputs: Inputs,
     *,
     sampling: SamplingConfig,
     stop_ids: Collection[int],
@@ -91,11 +106,8 @@ def complete(
 ) -> list[list[int]]:
     """The continuation of each prompt, up to and without the token that stopped it.
 
-    Raises:
-        InputError: As ``pad_left`` and ``generate`` do.
+    Arguments and errors are those of ``generate``.
     """
-    device = next(model.parameters()).device
-    inputs = pad_left(prompts, model.config.text.pad_token_id, device=device)
     steps = list(generate(model, inputs, sampling=sampling, stop_ids=stop_ids, spec=spec))
     return [until_stop(row, stop_ids) for row in torch.stack(steps, dim=1).tolist()]
 

@@ -49,6 +49,11 @@ def choose(
     return torch.multinomial(probabilities, 1, generator=random).squeeze(1).to(logits.device)
 
 
+def without(logits: Float[Tensor, "batch vocab"], ids: Int[Tensor, " ids"]) -> Float[Tensor, "batch vocab"]:
+    """Minus infinity at ``ids``, which are then never chosen."""
+    return logits.index_fill(-1, ids, -torch.inf)
+
+
 def keep_top_k(logits: Float[Tensor, "batch vocab"], k: int) -> Float[Tensor, "batch vocab"]:
     """Minus infinity everywhere but at the ``k`` best scores (ties with the last of them stay); 0 keeps all."""
     if k == 0 or k >= logits.shape[-1]:
