@@ -49,6 +49,7 @@ class Role(StrEnum):
         return cls.assistant if value == "model" else None
 
 
+BLANK = "\n\n"  # around a medium, and behind the system text
 Part = str | Picture | Recording
 
 
@@ -144,20 +145,15 @@ def render(
     for number, message in enumerate(messages):
         check_parts(message, f"conversation: message {number} ({message.role})", image=image, audio=audio)
     has_system = messages[0].role is Role.system
-    prefix = "".join(map(str, messages[0].parts)) + "\n\n" if has_system else ""
+    prefix = "".join(map(str, messages[0].parts)) + BLANK if has_system else ""
     text, assistant, runs = BOS, [], []
     for message in messages[1:] if has_system else messages:
         speaker = "model" if message.role is Role.assistant else "user"
         text += f"{START_OF_TURN}{speaker}\n{prefix}"
         start = len(text)
-        for part in message.parts:
-            if isinstance(part, str):
-                text += part.strip()
-                continue
-            marks = image if isinstance(part, Picture) else audio
-            run = marks.run if marks else ""  # never empty: checked above
-            runs.append((len(text) + 2, len(text) + 2 + len(run)))
-            text += f"\n\n{run}\n\n"
+        parts = [part.strip() if isinstance(part, str) else part for part in message.parts]
+        text, found = written_parts(parts, text, image=image, audio=audio)
+        runs.extend(found)
         text += END_OF_TURN
         if message.role is Role.assistant:
             assistant.append((start, len(text)))
@@ -168,6 +164,39 @@ def render(
     pictures = tuple(picture for message in messages for picture in message.pictures)
     recordings = tuple(recording for message in messages for recording in message.recordings)
     return Rendered(text, tuple(assistant), pictures, recordings, tuple(runs))
+
+
+def render_text(parts: Sequence[Part], *, image: MediaMarks | None = None, audio: MediaMarks | None = None) -> Rendered:
+    """Write a text without turns, as a model that was not tuned for conversation continues it.
+
+    Texts stay as they are, ``<bos>`` before the first; each medium becomes a run of placeholders.
+
+    Raises:
+        InputError: A text holds a mark of turns or media, or there are media that the model does not take.
+
+    Source: the processor published with Gemma 3n, given a text.
+    """
+    message = Message(Role.user, tuple(parts))
+    check_parts(message, "text", image=image, audio=audio)
+    text, runs = written_parts(parts, BOS, image=image, audio=audio)
+    return Rendered(text, (), message.pictures, message.recordings, runs)
+
+
+def written_parts(
+    parts: Sequence[Part], text: str, *, image: MediaMarks | None, audio: MediaMarks | None
+) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """``text`` with the parts behind it, and where the runs of media stand in it."""
+    runs = []
+    for part in parts:
+        if isinstance(part, str):
+            text += part
+            continue
+        marks = image if isinstance(part, Picture) else audio
+        assert marks is not None, "checked before anything is written"
+        start = len(text) + len(BLANK)
+        runs.append((start, start + len(marks.run)))
+        text += f"{BLANK}{marks.run}{BLANK}"
+    return text, tuple(runs)
 
 
 def check(messages: Sequence[Message], *, add_generation_prompt: bool) -> None:

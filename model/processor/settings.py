@@ -141,7 +141,14 @@ class AudioSettings:
         for name in ("per_bin_mean", "per_bin_stddev"):
             if (values := published.get(name)) is not None:
                 fields[name] = like(per_bin, values, f"audio settings: {name}")
-        return cls(**fields)
+        settings = cls(**fields)
+        for name in ("frame_length", "hop_length", "fft_length"):  # samples; transformers writes but never reads them
+            if published.get(name) not in (None, (ours := getattr(settings, name))):
+                raise ConfigError(
+                    f"audio settings: {name} is {published[name]!r}, but the other values make it {ours}; take it out,"
+                    " or mend frame_length_ms, hop_length_ms, sampling_rate or fft_overdrive"
+                )
+        return settings
 
     def publish(self) -> dict[str, Any]:
         """The settings as transformers reads them."""

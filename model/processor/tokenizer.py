@@ -18,7 +18,12 @@ import tokenizers
 from model.errors import CheckpointError
 
 TOKENIZER_FILE = "tokenizer.json"
-SIDECARS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "tokenizer.model")
+TOKENIZER_CONFIG_FILE, TEMPLATE_FILE = "tokenizer_config.json", "chat_template.jinja"
+PREPROCESSOR_FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
+SIDECARS = (
+    TOKENIZER_CONFIG_FILE, "special_tokens_map.json", TEMPLATE_FILE, "chat_template.json", "tokenizer.model",
+    PREPROCESSOR_FILE, PROCESSOR_FILE,
+)  # fmt: skip
 PAD, BOS, START_OF_TURN, END_OF_TURN = "<pad>", "<bos>", "<start_of_turn>", "<end_of_turn>"
 
 
@@ -77,6 +82,23 @@ class Tokenizer:
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in {TOKENIZER_FILE: self._content, **self._sidecars}.items():
             (directory / name).write_bytes(content)
+
+    def sidecar(self, name: str) -> bytes | None:
+        """The content of a file that lies beside the tokenizer, if there is one."""
+        return self._sidecars.get(name)
+
+    def beside(self, files: Mapping[str, bytes]) -> Tokenizer:
+        """The same vocabulary with other files beside it; those not named stay."""
+        return Tokenizer(self._content, self._sidecars | dict(files), origin=self._origin)
+
+    @property
+    def origin(self) -> str:
+        """Where it was read, for messages."""
+        return self._origin
+
+    def token(self, token_id: int) -> str | None:
+        """The token of this id as it is written in a text, if there is one."""
+        return self._backend.id_to_token(token_id)
 
     def encode(self, text: str) -> list[int]:
         """The ids of ``text``; the text of a special token becomes its id, and nothing is added."""
