@@ -73,9 +73,8 @@ class Window:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What all layers share in one forward pass: which frames are real, who sees whom, how far they are."""
+    """What all layers share in one forward pass: who sees whom, and how far they are."""
 
-    real: Bool[Tensor, "clips frames"]
     visible: Bool[Tensor, "clips chunks 1 chunk stretch"]
     distances: Float[Tensor, "span dim"]  # sinusoids, in float32
 
@@ -83,7 +82,7 @@ class Surroundings:
     def of(cls, real: Bool[Tensor, "clips frames"], config: AudioConfig) -> Surroundings:
         """Those of a batch of clips."""
         window = Window.of(config)
-        return cls(real, window.visible(real), sinusoids(window, config.hidden_size, real.device))
+        return cls(window.visible(real), sinusoids(window, config.hidden_size, real.device))
 
 
 def sinusoids(window: Window, dim: int, device: torch.device) -> Float[Tensor, "span dim"]:

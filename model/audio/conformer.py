@@ -87,7 +87,11 @@ class LightConvolution(nn.Module):
 
 
 class ConformerBlock(nn.Module):
-    """One layer of the tower. Padding behind a clip's frames changes none of them, and gets no gradient."""
+    """One layer of the tower.
+
+    Padding behind a clip's frames changes none of them, and gets no gradient if its outputs get none:
+    attention does not see it, and the convolution only looks back.
+    """
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
@@ -103,6 +107,4 @@ class ConformerBlock(nn.Module):
     ) -> Float[Tensor, "clips frames dim"]:
         """The next layer's input."""
         attended = self.attention(self.ffw_layer_start(x), surroundings)
-        # Queries of padding have gathered something; here it ends.
-        convolved = self.lconv1d(attended.masked_fill(~surroundings.real[..., None], 0.0))
-        return self.norm(clipped(self.ffw_layer_end(convolved), self.bound))
+        return self.norm(clipped(self.ffw_layer_end(self.lconv1d(attended)), self.bound))

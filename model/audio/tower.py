@@ -60,12 +60,13 @@ class AudioTower(nn.Module):
         if mask.device.type == "cpu":  # elsewhere a look at the values would stop the device's queue
             check_real_frames_come_first(mask)
         x = self.subsample_conv_projection(frames, mask)
-        surroundings = Surroundings.of(mask[:, :: self.subsample_conv_projection.stride], self.config)
+        real = mask[:, :: self.subsample_conv_projection.stride]
+        surroundings = Surroundings.of(real, self.config)
         for block in self.conformer:
             x = self.run_block(block, x, surroundings)
         kept = slice(None, None, self.config.conf_reduction_factor)
-        real = surroundings.real[:, kept]
-        return SoftTokens(features=x[:, kept].masked_fill(~real[..., None], 0.0), mask=real)
+        x, real = x[:, kept], real[:, kept]
+        return SoftTokens(features=x.masked_fill(~real[..., None], 0.0), mask=real)
 
     def run_block(self, block: nn.Module, x: Tensor, surroundings: Surroundings) -> Tensor:
         """One block, its activations kept or made again in the backward pass."""
