@@ -7,6 +7,7 @@ are. Decoding gives plain pixels and plain samples; what the model wants of them
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ MAX_PIXELS = 100_000_000  # 300 MB once decoded; a bomb of a few kilobytes can c
 ORIENTATION = 0x0112  # EXIF tag
 MAX_CHANNELS = 32  # more columns than this are samples lying the wrong way round
 PCM_SCALE = {np.dtype(np.int16): 2**15, np.dtype(np.int32): 2**31}  # full scale, as sound files have it
+UNKNOWN_BYTES = 2**31 - 2**16  # from here on, a size in a WAV header means "until the end"
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +164,7 @@ class Recording:
         else:
             with opened_sound(self.source, str(self)) as sound:
                 whole = Header(sound.frames, sound.samplerate)
+                check_complete(sound, str(self))
             if self.sample_rate_hz not in (None, whole.sample_rate_hz):
                 raise InputError(
                     f"{self}: sample_rate_hz is {self.sample_rate_hz}, but the file says {whole.sample_rate_hz};"
@@ -179,6 +182,8 @@ class Recording:
     def decode(self) -> Waveform:
         """The mean of the channels, at the source's own sample rate.
 
+        A file cut short is noticed, but for MP3 and Opus, which do not say how long they were.
+
         Raises:
             InputError: As ``header``; or the sound is damaged, or some sample is not a finite number.
         """
@@ -187,8 +192,10 @@ class Recording:
             samples = full_scale(check_samples(self.source, str(self))[self.start : self.stop])
         else:
             with opened_sound(self.source, str(self)) as sound:
-                sound.seek(self.start)
-                samples = sound.read(header.num_samples, dtype="float32", always_2d=True)
+                # An MP3 finds a place only roughly, so that one is read from its beginning.
+                skipped = self.start if sound.format == "MP3" else 0
+                sound.seek(self.start - skipped)
+                samples = sound.read(skipped + header.num_samples, dtype="float32", always_2d=True)[skipped:]
             if len(samples) < header.num_samples and sound.format != "MP3":  # an MP3 only estimates its length
                 raise InputError(
                     f"{self}: damaged or cut short; the file promises {header.num_samples} samples and holds"
@@ -317,6 +324,16 @@ def opened_sound(source: Path | str | bytes, name: str) -> Iterator[soundfile.So
                 f"{name}: damaged, or no sound of a kind that is read (WAV, FLAC, OGG, MP3); convert or fetch it"
                 f" again ({error.error_string})"
             ) from None
+
+
+def check_complete(sound: soundfile.SoundFile, name: str) -> None:
+    """Raise InputError where a WAV file says that it held more than it does."""
+    found = re.search(r"data : (\d+) \(should be (\d+)\)", sound.extra_info)
+    # A program that writes into a pipe cannot know the size, and says the largest one.
+    if found and int(found[2]) < int(found[1]) < UNKNOWN_BYTES:
+        raise InputError(
+            f"{name}: cut short; {found[2]} of {found[1]} bytes of sound are there; make or fetch it again"
+        )
 
 
 def check_samples(array: np.ndarray, name: str) -> Shaped[np.ndarray, "samples channels"]:
