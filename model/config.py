@@ -209,6 +209,11 @@ class ModelConfig:
         return self.vision is not None or self.audio is not None
 
     @property
+    def is_published_multimodal(self) -> bool:
+        """Whether the file this was read from is of a multimodal model, whose towers may have been left out since."""
+        return self.is_multimodal or self.published.get("model_type") == MULTIMODAL
+
+    @property
     def modalities(self) -> tuple[Modality, ...]:
         """What a model of this config takes in: text, and what it has a tower for."""
         towers = ((Modality.vision, self.vision), (Modality.audio, self.audio))
@@ -270,9 +275,12 @@ class ModelConfig:
     def publish(self) -> dict[str, Any]:
         """The content of a ``config.json`` that transformers 5 loads; with one tower only, that matslice loads."""
         carried = dict(self.published)
+        for tower, kind in ((self.vision, VisionConfig), (self.audio, AudioConfig)):
+            for name in kind.TOKEN_FIELDS if tower is None else ():
+                carried.pop(name, None)  # ids of a medium that the model knows nothing of
         if not self.is_multimodal:
             text = carried.pop("text_config", {}) or {}
-            kept = carried if carried.get("model_type") != MULTIMODAL else without_media(carried) | text
+            kept = without_media(carried) | text if self.is_published_multimodal else carried
             return without_old_forms(kept) | {"architectures": ["Gemma3nForCausalLM"]} | self.text.publish()
         content = {"architectures": ["Gemma3nForConditionalGeneration"]} | carried | {"model_type": MULTIMODAL}
         for name, tower in (("vision_config", self.vision), ("audio_config", self.audio)):

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
 from model.errors import ConfigError
 
@@ -49,6 +49,8 @@ class VisionConfig:
     Source: transformers' ``Gemma3nVisionConfig``, and the top level of its ``Gemma3nConfig`` for ``tokens``.
     """
 
+    TOKEN_FIELDS: ClassVar = ("image_token_id", "boi_token_id", "eoi_token_id", "vision_soft_tokens_per_image")
+
     architecture: str = "mobilenetv5_300m_enc"
     hidden_size: int = 2048  # channels of a soft token as the tower makes it
     vocab_size: int = 128
@@ -70,8 +72,8 @@ class VisionConfig:
         part = section(published, "vision_config")
         if part.get("do_pooling"):
             raise ConfigError("vision_config: do_pooling is true; Gemma 3n's tower gives a grid of soft tokens")
-        names = ("image_token_id", "boi_token_id", "eoi_token_id", "vision_soft_tokens_per_image")
-        return cls(**known_fields(cls, part, "vision_config"), tokens=media_tokens(cls.tokens, published, names))
+        tokens = media_tokens(cls.tokens, published, cls.TOKEN_FIELDS)
+        return cls(**known_fields(cls, part, "vision_config"), tokens=tokens)
 
     def publish(self) -> dict[str, Any]:
         """The fields of ``vision_config`` as transformers reads them."""
@@ -79,12 +81,7 @@ class VisionConfig:
 
     def publish_tokens(self) -> dict[str, int]:
         """What stands at the top level of ``config.json`` for this medium."""
-        return {
-            "image_token_id": self.tokens.placeholder_id,
-            "boi_token_id": self.tokens.begin_id,
-            "eoi_token_id": self.tokens.end_id,
-            "vision_soft_tokens_per_image": self.tokens.per_item,
-        }
+        return published_tokens(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +93,8 @@ class AudioConfig:
 
     Source: transformers' ``Gemma3nAudioConfig``, and the top level of its ``Gemma3nConfig`` for ``tokens``.
     """
+
+    TOKEN_FIELDS: ClassVar = ("audio_token_id", "boa_token_id", "eoa_token_id", "audio_soft_tokens_per_image")
 
     hidden_size: int = 1536
     input_feat_size: int = 128  # mels
@@ -140,8 +139,8 @@ class AudioConfig:
     def parse(cls, published: Mapping[str, Any]) -> AudioConfig:
         """Read the audio part of a whole published ``config.json``."""
         part = section(published, "audio_config")
-        names = ("audio_token_id", "boa_token_id", "eoa_token_id", "audio_soft_tokens_per_image")
-        return cls(**known_fields(cls, part, "audio_config"), tokens=media_tokens(cls.tokens, published, names))
+        tokens = media_tokens(cls.tokens, published, cls.TOKEN_FIELDS)
+        return cls(**known_fields(cls, part, "audio_config"), tokens=tokens)
 
     def publish(self) -> dict[str, Any]:
         """The fields of ``audio_config`` as transformers reads them."""
@@ -149,12 +148,7 @@ class AudioConfig:
 
     def publish_tokens(self) -> dict[str, int]:
         """What stands at the top level of ``config.json`` for this medium."""
-        return {
-            "audio_token_id": self.tokens.placeholder_id,
-            "boa_token_id": self.tokens.begin_id,
-            "eoa_token_id": self.tokens.end_id,
-            "audio_soft_tokens_per_image": self.tokens.per_item,
-        }
+        return published_tokens(self)
 
 
 TowerConfig = VisionConfig | AudioConfig
@@ -190,14 +184,19 @@ def like(example: Any, value: Any, what: str) -> Any:
 
 
 def media_tokens(default: MediaTokens, published: Mapping[str, Any], names: Sequence[str]) -> MediaTokens:
-    """The top level's ids for a medium, in the order placeholder, begin, end, items."""
-    ours = ("placeholder_id", "begin_id", "end_id", "per_item")
+    """The top level's ids for a medium; ``names`` are theirs, in the order of the fields of ``MediaTokens``."""
+    ours = (known.name for known in dataclasses.fields(MediaTokens))
     given = {
         mine: like(0, published[theirs], theirs)
         for mine, theirs in zip(ours, names, strict=True)
         if published.get(theirs) is not None
     }
     return dataclasses.replace(default, **given)
+
+
+def published_tokens(config: TowerConfig) -> dict[str, int]:
+    """How the medium stands in a text, under the names of the top level."""
+    return dict(zip(config.TOKEN_FIELDS, dataclasses.astuple(config.tokens), strict=True))
 
 
 def own_fields(config: TowerConfig) -> dict[str, Any]:

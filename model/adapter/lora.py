@@ -224,9 +224,10 @@ def adapter_tensors(adapted: PeftModel) -> dict[str, Tensor]:
 def file_name(name: str, base: ModelConfig) -> str:
     """The name a tensor of an adapter has in the file: that of the module it belongs to in transformers.
 
-    PEFT 0.21 does not translate between transformers' multimodal and text-only names.
+    PEFT 0.21 does not translate between transformers' multimodal and text-only names. What counts is the base as
+    it stands in its file, for transformers reads all of it, with the towers that were left out here.
     """
-    return name if base.is_multimodal else PREFIX + text_only(name.removeprefix(PREFIX))
+    return name if base.is_published_multimodal else PREFIX + text_only(name.removeprefix(PREFIX))
 
 
 def read_adapter(directory: Path, config: TextConfig) -> tuple[LoraConfig, dict[str, Tensor]]:

@@ -8,48 +8,56 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoint.names import TIED_HEAD, TOKEN_TABLE, is_tower
+from model.checkpoint.names import TIED_HEAD, TOKEN_TABLE, modality_of
 from model.checkpoint.reader import Checkpoint, first_few
+from model.config import ModelConfig
 from model.errors import CheckpointError, ConfigError
 from model.gemma3n import Gemma3n
 from model.slicing.config import slice_config
-from model.slicing.count import Layout, text_shapes
+from model.slicing.count import Layout, model_shapes
 from model.slicing.cuts import Placement, place
 from model.slicing.spec import SliceSpec
+from model.tower_config import Modality
+from model.vision.layout import older_layout
 
 HEAD_CHUNK_ROWS = 8192  # rows of the head compared with the token table at a time
 
 
 def load(
-    path: Path | str, *, dtype: torch.dtype, device: torch.device | str = "cpu", spec: SliceSpec | None = None
+    path: Path | str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    spec: SliceSpec | None = None,
+    modalities: Iterable[Modality] | None = None,
 ) -> Gemma3n:
-    """The text decoder of a checkpoint directory, as it is or cut to ``spec`` while it is read.
-
-    A multimodal checkpoint's towers are left on disk. The model is in evaluation mode.
+    """The model of a checkpoint directory, as it is or cut to ``spec`` while it is read, in evaluation mode.
 
     Args:
         path: A checkpoint directory, single-file or sharded.
         dtype: What to compute in; float16 is refused.
         device: Where to put the parameters.
         spec: A part of the checkpoint's model, of which only the needed bytes are read.
+        modalities: What the model shall take in; other towers are left on disk, and need not be in order. None:
+            all that the checkpoint has.
 
     Raises:
         CheckpointError: Tensors are missing, unknown or of another shape than ``config.json`` says.
-        ConfigError: The dtype or ``config.json`` is of a kind that does not work.
+        ConfigError: The dtype or ``config.json`` is of a kind that does not work, or there is no tower for one of
+            the modalities.
         SliceError: The spec does not fit.
     """
     check_dtype(dtype)
     checkpoint = Checkpoint.open(path)
-    config = checkpoint.config.text
-    spec = spec or SliceSpec.full(config)
-    sliced = slice_config(checkpoint.config, spec)
-    check_tensors(checkpoint)
+    wanted = check_tensors(checkpoint, modalities)
+    spec = spec or SliceSpec.full(wanted.text)
+    sliced = slice_config(wanted, spec)
     check_head(checkpoint)
 
     gemma = Gemma3n.build(sliced, device=device, dtype=dtype)
     parameters = dict(gemma.named_parameters())
-    for name in text_shapes(config, Layout.used):
-        placement = place(name, spec, config)
+    for name in model_shapes(wanted, Layout.used):
+        placement = place(name, spec, wanted.text)
         if placement is not None:
             parameters.pop(placement.name).data.copy_(checkpoint.part(name, placement))
     assert not parameters, f"the table of cuts does not fill {sorted(parameters)}"
@@ -64,20 +72,30 @@ def check_dtype(dtype: torch.dtype) -> None:
         raise ConfigError(f"dtype {dtype}: a model is loaded in bfloat16, float32 or float64")
 
 
-def check_tensors(checkpoint: Checkpoint) -> None:
-    """Raise one CheckpointError that names all that is missing, extra or misshapen in a checkpoint.
+def check_tensors(checkpoint: Checkpoint, modalities: Iterable[Modality] | None) -> ModelConfig:
+    """The config of what is wanted of a checkpoint, after a look at the shapes of its tensors.
 
-    Towers are not looked at; keys and values of readers and a copy of the head may be there or not.
+    Keys and values of readers and a copy of the head may be there or not; towers of other modalities than
+    those asked for are not looked at.
+
+    Raises:
+        CheckpointError: Names all that is missing, extra or misshapen.
+        ConfigError: There is no tower for one of the modalities.
     """
-    config = checkpoint.config.text
-    needed, known = text_shapes(config, Layout.used), text_shapes(config, Layout.published)
+    modalities = None if modalities is None else {Modality.text, *modalities}
+    wanted = checkpoint.config if modalities is None else checkpoint.config.only(modalities)
+    needed, known = model_shapes(wanted, Layout.used), model_shapes(wanted, Layout.published)
     known[TIED_HEAD] = known[TOKEN_TABLE]
-    found = {name: checkpoint.shape(name) for name in checkpoint.names() if not is_tower(name)}
+    names = (name for name in checkpoint.names() if modalities is None or modality_of(name) in modalities)
+    found = {name: checkpoint.shape(name) for name in names}
+    if wanted.vision is not None and (told := older_layout(found)):
+        raise CheckpointError(f"{checkpoint.path}: {told} (modalities without vision)")
     if told := misfit(found, needed, known):
         raise CheckpointError(
             f"{checkpoint.path}: tensors do not fit config.json: {told};"
             " the two are not of one model, or the copy is incomplete"
         )
+    return wanted
 
 
 def misfit(found: Mapping[str, Sequence[int]], needed: Iterable[str], known: Mapping[str, Sequence[int]]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from model.config import TextConfig
 from model.slicing.cuts import TEXT, WHOLE_PREFIXES
+from model.tower_config import Modality
 
 TIED_HEAD = "lm_head.weight"  # the head is the token table; a file may hold it a second time
 TOKEN_TABLE = f"{TEXT}.embed_tokens.weight"
@@ -41,6 +42,14 @@ def text_only(name: str) -> str:
 def is_tower(name: str) -> bool:
     """Whether this is a tensor of the vision or audio tower, or of their embedders."""
     return name.startswith(WHOLE_PREFIXES)
+
+
+def modality_of(name: str) -> Modality:
+    """Whose tensor (or module) this is: that of a medium's tower and its embedder, or the text decoder's."""
+    for modality in (Modality.vision, Modality.audio):
+        if name.startswith((f"model.{modality}_tower.", f"model.embed_{modality}.")):
+            return modality
+    return Modality.text
 
 
 def unused(config: TextConfig) -> dict[str, tuple[int, ...]]:

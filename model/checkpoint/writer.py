@@ -14,14 +14,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.checkpoint.directory import whole_directory
-from model.config import CONFIG_FILE, TEXT_ONLY, ModelConfig
+from model.config import CONFIG_FILE, ModelConfig, TextConfig
 from model.errors import CheckpointError
 from model.gemma3n import Gemma3n
-from model.slicing.count import Layout, text_shapes
+from model.slicing.count import Layout, model_shapes
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 SHARD_BYTES = 5_000_000_000  # what the hub and its tools are used to
+GENERATION_FILE = "generation_config.json"  # where transformers' generate looks for the ids to stop at
 METADATA = {"format": "pt"}  # transformers refuses files without it
 
 
@@ -33,9 +34,10 @@ def save(
     overwrite: bool = False,
     extras: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a live model as a checkpoint that ``load`` and transformers read.
+    """Write a live model as a checkpoint that ``load`` and transformers read, with the towers the model has.
 
-    It is the checkpoint of a text-only model, also if the model was read from a multimodal one.
+    Without towers it is the checkpoint of a text-only model, also if the model was read from a multimodal one.
+    With only one of the two, transformers does not read it: it knows no Gemma 3n with one tower.
 
     Args:
         model: The model; a LoRA adapter must be merged first.
@@ -50,7 +52,7 @@ def save(
     check_plain(model, str(target))
     tensors = ((name, parameter.detach()) for name, parameter in model.named_parameters())
     write_checkpoint(
-        tensors, text_only(model.config), target, max_shard_bytes=max_shard_bytes, overwrite=overwrite, extras=extras
+        tensors, model.config, target, max_shard_bytes=max_shard_bytes, overwrite=overwrite, extras=extras
     )  # fmt: skip
 
 
@@ -60,21 +62,12 @@ def check_plain(model: Gemma3n, where: str) -> None:
     An adapter that is attached adds some and renames others.
     """
     found = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    expected = text_shapes(model.config.text, Layout.used)
+    expected = model_shapes(model.config, Layout.used)
     if odd := sorted({name for name, _ in found.items() ^ expected.items()}):
         raise CheckpointError(
             f"{where}: the model's parameters are not those of its config ({len(odd)} differ, the first is"
             f" '{odd[0]}'); if an adapter is attached, merge it first: merge(adapted) gives the plain model"
         )
-
-
-def text_only(config: ModelConfig) -> ModelConfig:
-    """The config of a model's text decoder alone."""
-    if not config.is_multimodal:
-        return config
-    kept = {key: config.published[key] for key in ("transformers_version", "dtype") if key in config.published}
-    published = kept | dict(config.published.get("text_config", {})) | {"model_type": TEXT_ONLY}
-    return ModelConfig(text=config.text, published=published)
 
 
 def write_checkpoint(
@@ -96,6 +89,18 @@ def write_checkpoint(
         config.write(directory)
         if extras is not None:
             extras(directory)
+        if not (directory / GENERATION_FILE).exists():
+            write_generation_config(config.text, directory)
+
+
+def write_generation_config(config: TextConfig, directory: Path) -> None:
+    """Tell transformers which ids end an answer, and no more: how to sample is for who generates to say."""
+    content = {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": list(config.eos_token_id),
+        "pad_token_id": config.pad_token_id,
+    }
+    (directory / GENERATION_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def write_tensors(tensors: Iterable[tuple[str, Tensor]], directory: Path, max_shard_bytes: int) -> None:

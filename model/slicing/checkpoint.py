@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The disk carrier: a smaller checkpoint from a larger one, one tensor at a time.
 
-Everything the parent's files hold is carried along: towers, a stored head, and the keys and values
-of readers that other loaders may ask for.
+Everything the parent's files hold is carried along: a stored head, the keys and values of readers that
+other loaders may ask for, and towers unless they are to be left out.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,22 @@ from torch import Tensor
 
 from model.checkpoint.directory import check_target
 from model.checkpoint.load import check_tensors
+from model.checkpoint.names import modality_of
 from model.checkpoint.reader import Checkpoint
 from model.checkpoint.writer import SHARD_BYTES, write_checkpoint
-from model.config import CONFIG_FILE
+from model.config import CONFIG_FILE, ModelConfig
 from model.slicing.config import slice_config
-from model.slicing.count import Layout, count_effective_parameters, count_parameters, text_shapes
+from model.slicing.count import Layout, count_effective_parameters, count_parameters, model_shapes, text_shapes
 from model.slicing.cuts import place
 from model.slicing.spec import SliceSpec
+from model.tower_config import Modality
 
 LINEAGE_FILE = "slice.json"
 CARRIED_FILES = (  # the same for every size of a model
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.jinja", "chat_template.json", "generation_config.json", "processor_config.json",
-    "preprocessor_config.json", "video_preprocessor_config.json",
+    "chat_template.jinja", "chat_template.json", "generation_config.json",
 )  # fmt: skip
+MEDIA_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 
 
 def slice_checkpoint(
@@ -39,6 +41,7 @@ def slice_checkpoint(
     target: Path | str,
     spec: SliceSpec,
     *,
+    modalities: Iterable[Modality] | None = None,
     max_shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
 ) -> None:
@@ -47,50 +50,72 @@ def slice_checkpoint(
     Needs memory for one shard. Beside the weights it writes the sliced ``config.json``, copies of the
     tokenizer and processor files, and ``slice.json``, which says of which parent this is which part.
 
+    Without both towers it is the checkpoint of a text-only model. Without one of them it is one that matslice
+    reads, but not transformers, which knows no Gemma 3n with one tower.
+
     Args:
         source: The parent, or its directory.
         target: A directory that does not exist or is empty.
         spec: The part of the parent that is written.
+        modalities: What the sub-model shall take in; other towers are left out, and need not be in order. None:
+            all that the parent has.
         max_shard_bytes: Size of a weight file; a single larger tensor gets a file of its own.
         overwrite: Whether another checkpoint at ``target`` may be replaced.
 
     Raises:
         CheckpointError: The source is incomplete, or the target in use.
+        ConfigError: The parent has no tower for one of the modalities.
         SliceError: The spec does not fit the source.
     """
     parent, target = source if isinstance(source, Checkpoint) else Checkpoint.open(source), Path(target)
-    config = slice_config(parent.config, spec)
+    spec.check(parent.config.text)
     check_target(target, overwrite=overwrite, marker=CONFIG_FILE)
-    check_tensors(parent)
+    wanted = check_tensors(parent, modalities)
 
     def add_files(directory: Path) -> None:
-        carry_files(parent.path, directory)
-        lineage = json.dumps(lineage_of(parent, spec), indent=2) + "\n"
+        carry_files(parent.path, directory, media=wanted.is_multimodal)
+        lineage = json.dumps(lineage_of(parent, wanted, spec), indent=2) + "\n"
         (directory / LINEAGE_FILE).write_text(lineage, encoding="utf-8")
 
-    tensors = parts(parent, spec)
     write_checkpoint(
-        tensors, config, target, max_shard_bytes=max_shard_bytes, overwrite=overwrite, extras=add_files
-    )  # fmt: skip
+        parts(parent, wanted, spec),
+        slice_config(wanted, spec),
+        target,
+        max_shard_bytes=max_shard_bytes,
+        overwrite=overwrite,
+        extras=add_files,
+    )
 
 
-def parts(source: Checkpoint, spec: SliceSpec) -> Iterator[tuple[str, Tensor]]:
-    """The sub-model's tensors, each read when it is asked for."""
+def parts(source: Checkpoint, wanted: ModelConfig, spec: SliceSpec) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of the sub-model ``spec`` of what is wanted of a parent, each read when it is asked for."""
     for name in source.names():
-        if placement := place(name, spec, source.config.text):
+        if modality_of(name) in wanted.modalities and (placement := place(name, spec, wanted.text)):
             yield placement.name, source.part(name, placement)
 
 
-def carry_files(source: Path, directory: Path) -> None:
-    """Copy the tokenizer and processor files that a checkpoint directory has."""
-    for name in CARRIED_FILES:
+def carry_files(source: Path, directory: Path, *, media: bool = True) -> None:
+    """Copy the tokenizer and processor files that a checkpoint directory has.
+
+    Args:
+        source: The checkpoint.
+        directory: Where to.
+        media: Whether to copy what images and sound are processed by, which a text-only model has no use for.
+    """
+    for name in (*CARRIED_FILES, *(MEDIA_FILES if media else ())):
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)
 
 
-def lineage_of(source: Checkpoint, spec: SliceSpec) -> dict[str, Any]:
-    """The content of ``slice.json``: the parent's fingerprint (and its own lineage), the spec, the sizes."""
-    config = source.config.text
+def lineage_of(source: Checkpoint, wanted: ModelConfig, spec: SliceSpec) -> dict[str, Any]:
+    """The content of ``slice.json``: the parent's fingerprint (and its own lineage), the spec, the sizes.
+
+    Args:
+        source: The parent.
+        wanted: Its config, without the towers that are left out.
+        spec: The part of the parent.
+    """
+    config = wanted.text
     used, published = (text_shapes(config, layout).items() for layout in (Layout.used, Layout.published))
     parent: dict[str, Any] = {"layers": config.num_hidden_layers, "sha256": source.file_hashes()}
     if (source.path / LINEAGE_FILE).is_file():
@@ -98,6 +123,8 @@ def lineage_of(source: Checkpoint, spec: SliceSpec) -> dict[str, Any]:
     return {
         "spec": dataclasses.asdict(spec),
         "parent": parent,
+        "modalities": list(wanted.modalities),
+        "parameters": count_parameters(model_shapes(wanted, Layout.used).items(), spec, config),
         "text_parameters": count_parameters(used, spec, config),
         "effective_parameters": count_effective_parameters(used, spec, config),
         "effective_parameters_in_published_layout": count_effective_parameters(published, spec, config),

@@ -12,7 +12,7 @@ from model.slicing.spec import SliceSpec
 
 
 def slice_config(config: ModelConfig, spec: SliceSpec) -> ModelConfig:
-    """The config of the sub-model ``spec`` of a model of this config; what the file says besides stays.
+    """The config of the sub-model ``spec`` of a model of this config; towers and what the file says besides stay.
 
     Raises:
         SliceError: The spec does not fit the config.

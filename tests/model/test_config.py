@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import pytest
 
 from model.config import LayerType, ModelConfig, TextConfig
 from model.errors import ConfigError
-from tests.tiny import TINY_TEXT
+from model.tower_config import Modality
+from tests.tiny import TINY_AUDIO, TINY_TEXT, TINY_VISION, tiny_config, tiny_multimodal_config
 
 OLD_FORM = {  # of the released files: one width, two rotary bases beside each other, keys nobody reads
     "model_type": "gemma3n_text",
@@ -49,7 +51,7 @@ def test_e4b_shares_keys_and_values_of_layers_18_and_19() -> None:
 def test_towers_and_unknown_fields_are_carried_along(tmp_path: Path) -> None:
     whole = {
         "model_type": "gemma3n",
-        "vision_config": {"architecture": "mobilenetv5_300m_enc"},
+        "vision_config": {"architecture": "mobilenetv5_300m_enc", "num_classes": 2},
         "eos_token_id": [1, 106],
         "text_config": OLD_FORM | {"an_unknown_field": 7},
     }
@@ -57,7 +59,8 @@ def test_towers_and_unknown_fields_are_carried_along(tmp_path: Path) -> None:
     config = ModelConfig.read(tmp_path)
     published = config.publish()
     assert config.is_multimodal
-    assert published["vision_config"] == whole["vision_config"]
+    assert published["vision_config"].items() >= whole["vision_config"].items()
+    assert published["audio_config"]["conf_num_hidden_layers"] == 12  # a file without it means the published tower
     assert published["eos_token_id"] == [1, 106]
     assert config.text.eos_token_id == (1, 106)
     assert published["text_config"]["an_unknown_field"] == 7
@@ -111,3 +114,61 @@ def test_a_directory_of_something_else_is_refused(tmp_path: Path, content: str |
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(ConfigError, match=message):
         ModelConfig.read(tmp_path)
+
+
+def written_and_read(config: ModelConfig, directory: Path) -> ModelConfig:
+    config.write(directory)
+    return ModelConfig.read(directory)
+
+
+def test_a_config_with_both_towers_is_read_as_it_was_written(tmp_path: Path) -> None:
+    config = tiny_multimodal_config()
+    assert written_and_read(config, tmp_path) == config
+    assert config.modalities == (Modality.text, Modality.vision, Modality.audio)
+
+
+def test_text_stays_whatever_else_is_asked_for() -> None:
+    assert tiny_multimodal_config().only([]) == tiny_config()
+    assert tiny_multimodal_config().only([Modality.text]) == tiny_config()
+    assert tiny_multimodal_config().only([Modality.audio]).modalities == (Modality.text, Modality.audio)
+
+
+def test_a_modality_that_the_model_does_not_have_is_refused_with_those_it_has() -> None:
+    without_audio = tiny_multimodal_config().only([Modality.vision])
+    with pytest.raises(ConfigError, match="audio asked for, but this model has text, vision;"):
+        without_audio.only([Modality.text, Modality.audio])
+
+
+@pytest.mark.parametrize(("kept", "lacking"), [(Modality.vision, "audio"), (Modality.audio, "vision")])
+def test_of_a_tower_left_out_the_file_says_null_and_no_ids(tmp_path: Path, kept: Modality, lacking: str) -> None:
+    whole = written_and_read(tiny_multimodal_config(), tmp_path)
+    part = written_and_read(whole.only([kept]), tmp_path)
+    assert part == whole.only([kept])
+    assert part.published[f"{lacking}_config"] is None
+    ids = {"vision": "image_token_id", "audio": "audio_token_id"}
+    assert ids[kept] in part.published
+    assert ids[lacking] not in part.published
+
+
+def test_without_towers_the_file_is_that_of_a_text_model(tmp_path: Path) -> None:
+    content = tiny_multimodal_config().publish() | {"eos_token_id": [1, 106], "dtype": "bfloat16"}
+    content["text_config"]["an_unknown_field"] = 7
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    text = written_and_read(ModelConfig.read(tmp_path).only([]), tmp_path)
+    assert text == tiny_config(eos_token_id=(1, 106))
+    expected = {"model_type": "gemma3n_text", "architectures": ["Gemma3nForCausalLM"], "dtype": "bfloat16"}
+    assert text.published.items() >= (expected | {"an_unknown_field": 7}).items()
+    assert not [name for name in text.published if "image" in name or "audio" in name or name.endswith("_config")]
+
+
+@pytest.mark.parametrize(
+    ("towers", "message"),
+    [
+        ({"vision": dataclasses.replace(TINY_VISION, vocab_offset=79)}, "must lie behind the text's 80"),
+        ({"audio": dataclasses.replace(TINY_AUDIO, vocab_size=9)}, "and before 96"),
+        ({"audio": dataclasses.replace(TINY_AUDIO, vocab_offset=86)}, "overlap"),
+    ],
+)
+def test_ids_of_media_lie_behind_the_texts_and_apart(towers: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(tiny_multimodal_config(), **towers)

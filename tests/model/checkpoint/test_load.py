@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,34 +14,46 @@ from torch import Tensor
 
 from model.checkpoint import load as load_module
 from model.checkpoint.load import load
-from model.checkpoint.names import unused
+from model.checkpoint.names import is_tower, modality_of, unused
 from model.checkpoint.reader import Checkpoint
 from model.checkpoint.writer import save, write_checkpoint
 from model.config import ModelConfig
 from model.errors import CheckpointError, ConfigError, SliceError
+from model.inputs import Inputs
 from model.slicing.cuts import Placement
 from model.slicing.spec import SliceConfig, SliceSpec
-from tests.tiny import TINY_TEXT, tiny_config, tiny_model
+from model.tower_config import Modality
+from tests.tiny import TINY_TEXT, tiny_config, tiny_inputs, tiny_model, tiny_multimodal_config
 
 TABLE = "model.language_model.embed_tokens.weight"
 NORM = "model.language_model.norm.weight"
 FFN = "model.language_model.layers.0.mlp.up_proj.weight"
+STEM_BIAS = "model.vision_tower.timm_model.conv_stem.conv.bias"
+EMBEDDER = "model.embed_audio.embedding_projection.weight"
+WHOLE = tiny_multimodal_config()
 
 
-def tensors() -> dict[str, Tensor]:
-    return {name: parameter.detach() for name, parameter in tiny_model().named_parameters()}
+def tensors(config: ModelConfig | None = None) -> dict[str, Tensor]:
+    return {name: parameter.detach() for name, parameter in tiny_model(config).named_parameters()}
 
 
-def written(directory: Path, changed: dict[str, Tensor | None], config: ModelConfig | None = None) -> Path:
+def written(directory: Path, changed: Mapping[str, Tensor | None], config: ModelConfig | None = None) -> Path:
     """A checkpoint of the tiny model in which some tensors are others, or None: left out."""
-    content = {name: tensor for name, tensor in (tensors() | changed).items() if tensor is not None}
+    content = {name: tensor for name, tensor in (tensors() | dict(changed)).items() if tensor is not None}
     write_checkpoint(content.items(), config or tiny_config(), directory / "checkpoint")
     return directory / "checkpoint"
 
 
-def assert_is_tiny_model(path: Path) -> None:
-    expected = tensors()
-    for name, parameter in load(path, dtype=torch.float32).named_parameters():
+def written_whole(directory: Path, changed: dict[str, Tensor | None]) -> Path:
+    """The same of the tiny model with both towers."""
+    return written(directory, tensors(WHOLE) | changed, WHOLE)
+
+
+def assert_is_tiny_model(path: Path, config: ModelConfig | None = None, **how: Any) -> None:
+    expected = tensors(config)
+    loaded = dict(load(path, dtype=torch.float32, **how).named_parameters())
+    assert loaded.keys() == expected.keys()
+    for name, parameter in loaded.items():
         assert torch.equal(parameter, expected[name]), name
 
 
@@ -94,10 +108,66 @@ def test_a_head_that_is_not_the_token_table_is_refused(tmp_path: Path, monkeypat
         load(written(tmp_path, {"lm_head.weight": head}), dtype=torch.float32)
 
 
-def test_the_text_decoder_of_a_multimodal_checkpoint_is_loaded(tmp_path: Path) -> None:
-    published = {"model_type": "gemma3n", "text_config": TINY_TEXT.publish(), "vision_config": {}}
-    tower: dict[str, Tensor | None] = {"model.vision_tower.timm_model.x": torch.zeros(1)}
-    assert_is_tiny_model(written(tmp_path, tower, ModelConfig(text=TINY_TEXT, published=published)))
+@pytest.mark.parametrize("max_shard_bytes", [10_000, 10_000_000])
+def test_a_saved_model_with_towers_is_loaded_bit_for_bit(tmp_path: Path, max_shard_bytes: int) -> None:
+    save(tiny_model(WHOLE), tmp_path / "saved", max_shard_bytes=max_shard_bytes)
+    assert_is_tiny_model(tmp_path / "saved", WHOLE)
+
+
+@pytest.mark.parametrize("kept", [[], [Modality.text, Modality.vision], [Modality.audio], list(Modality)])
+def test_of_towers_only_those_asked_for_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: list[Modality]
+) -> None:
+    path = written(tmp_path, {name: tensor for name, tensor in tensors(WHOLE).items() if is_tower(name)}, WHOLE)
+    read, part = set(), Checkpoint.part
+
+    def watched(self: Checkpoint, name: str, placement: Placement) -> Tensor:
+        read.add(modality_of(name))
+        return part(self, name, placement)
+
+    monkeypatch.setattr(Checkpoint, "part", watched)
+    model = load(path, dtype=torch.float32, modalities=kept)
+    assert read == {Modality.text, *kept}
+    assert model.config == WHOLE.only(kept)
+    expected = tensors() | {n: t for n, t in tensors(WHOLE).items() if is_tower(n) and modality_of(n) in kept}
+    assert expected.keys() == dict(model.named_parameters()).keys()
+    assert all(torch.equal(parameter, expected[name]) for name, parameter in model.named_parameters())
+
+
+def test_without_its_towers_a_model_computes_as_the_text_model_does(tmp_path: Path) -> None:
+    tower = {name: tensor for name, tensor in tensors(WHOLE).items() if is_tower(name)}
+    text = load(written(tmp_path, tower, WHOLE), dtype=torch.float32, modalities=[Modality.text])
+    ids = tiny_inputs(tiny_config()).ids
+    ids[0, :4] = torch.tensor([78, 81, 80, 89])  # of media; a text model reads its own table there
+    with torch.no_grad():
+        assert torch.equal(text(Inputs.of(ids)).logits, tiny_model().eval()(Inputs.of(ids)).logits)
+
+
+def test_towers_are_looked_at_as_closely_as_the_decoder(tmp_path: Path) -> None:
+    extra = "model.audio_tower.conformer.3.norm.weight"
+    path = written_whole(tmp_path, {STEM_BIAS: torch.zeros(2), extra: torch.zeros(32), EMBEDDER: None})
+    expected = f"1 missing ('{EMBEDDER}'); 1 extra ('{extra}'); 1 misshapen ('{STEM_BIAS}' has shape (2,) instead"
+    with pytest.raises(CheckpointError, match=re.escape(expected)):
+        load(path, dtype=torch.float32)
+
+
+def test_tensors_of_a_tower_that_the_config_does_not_have_are_extra(tmp_path: Path) -> None:
+    path = written(tmp_path, {EMBEDDER: torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=re.escape(f"1 extra ('{EMBEDDER}')")):
+        load(path, dtype=torch.float32)
+    assert_is_tiny_model(path, modalities=[Modality.text])
+
+
+def test_a_tower_of_the_older_layout_is_refused_unless_it_is_left_out(tmp_path: Path) -> None:
+    path = written_whole(tmp_path, {STEM_BIAS: None})
+    with pytest.raises(CheckpointError, match=r"older layout \(timm 1\.0\.16.*or load the model without its vision"):
+        load(path, dtype=torch.float32)
+    assert load(path, dtype=torch.float32, modalities=[Modality.audio]).config == WHOLE.only([Modality.audio])
+
+
+def test_a_modality_without_a_tower_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="vision asked for, but this model has text;"):
+        load(written(tmp_path, {}), dtype=torch.float32, modalities=[Modality.vision])
 
 
 def test_names_without_language_model_are_read(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from model.adapter.lora import AdapterConfig, attach
-from model.checkpoint.writer import save, shards, write_checkpoint
+from model.checkpoint.writer import GENERATION_FILE, save, shards, write_checkpoint
 from model.config import ModelConfig
 from model.errors import CheckpointError
 from tests.tiny import TINY_TEXT, tiny_config, tiny_model
@@ -54,9 +54,23 @@ def test_a_model_of_several_shards_has_an_index_with_every_tensor_and_the_total_
 
 def test_a_small_model_is_one_file_that_says_its_format(tmp_path: Path) -> None:
     save(tiny_model(), tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
+    files = ["config.json", "generation_config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == files
     with safe_open(tmp_path / "out" / "model.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
+
+
+def test_ids_to_stop_at_are_written_unless_a_file_with_them_is_carried_along(tmp_path: Path) -> None:
+    model = tiny_model(tiny_config(eos_token_id=(1, 7)))
+    save(model, tmp_path / "new")
+    content = json.loads((tmp_path / "new" / "generation_config.json").read_text())
+    assert content == {"bos_token_id": 2, "eos_token_id": [1, 7], "pad_token_id": 0}
+
+    def carry(directory: Path) -> None:
+        (directory / GENERATION_FILE).write_text("{}")
+
+    save(model, tmp_path / "carried", extras=carry)
+    assert (tmp_path / "carried" / "generation_config.json").read_text() == "{}"
 
 
 def test_a_view_is_written_without_the_rest_of_its_memory(tmp_path: Path) -> None:

@@ -3,12 +3,23 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import pytest
 
 from model.config import ModelConfig, TextConfig
 from model.gemma3n import Gemma3n
-from model.slicing.count import Layout, count_effective_parameters, count_parameters, text_shapes
+from model.slicing.count import (
+    Layout,
+    count_effective_parameters,
+    count_parameters,
+    model_shapes,
+    text_shapes,
+    tower_shapes,
+)
 from model.slicing.spec import SliceConfig, SliceSpec
+from model.tower_config import AudioConfig, Modality, VisionConfig
+from tests.tiny import tiny_multimodal_config
 
 E4B = TextConfig.parse({})
 E2B = TextConfig.parse({"num_hidden_layers": 30, "intermediate_size": 8192, "num_kv_shared_layers": 10})
@@ -50,6 +61,37 @@ def test_a_stored_head_is_the_token_table_and_not_counted_again() -> None:
     full = SliceSpec.full(E2B)
     with_head = shapes | {"lm_head.weight": (E2B.vocab_size, E2B.hidden_size)}
     assert count_parameters(with_head.items(), full, E2B) == count_parameters(shapes.items(), full, E2B)
+
+
+@pytest.mark.parametrize(("text", "parameters"), [(E4B, 7_818_517_072), (E2B, 5_418_464_192)])
+def test_the_real_models_with_towers_have_the_known_number_of_parameters(text: TextConfig, parameters: int) -> None:
+    config = ModelConfig(text=text, vision=VisionConfig(), audio=AudioConfig())
+    shapes, full = model_shapes(config, Layout.used), SliceSpec.full(text)
+    assert count_parameters(shapes.items(), full, text) == parameters
+    effective = count_effective_parameters(text_shapes(text, Layout.used).items(), full, text)
+    assert count_effective_parameters(shapes.items(), full, text) == effective
+
+
+@pytest.mark.parametrize(
+    ("part", "parameters"),
+    [
+        ("vision_tower", 294_126_912),
+        ("audio_tower", 681_348_640),
+        ("embed_vision", 4_460_544),
+        ("embed_audio", 3_345_408),
+    ],
+)
+def test_the_parts_beside_the_decoder_have_the_known_number_of_parameters(part: str, parameters: int) -> None:
+    shapes = tower_shapes(ModelConfig(text=E2B, vision=VisionConfig(), audio=AudioConfig()))
+    assert sum(prod(shape) for name, shape in shapes.items() if name.startswith(f"model.{part}.")) == parameters
+
+
+@pytest.mark.parametrize("modalities", [[], [Modality.vision], [Modality.audio], list(Modality)])
+def test_names_and_shapes_are_those_of_the_built_model(modalities: list[Modality]) -> None:
+    config = tiny_multimodal_config().only(modalities)
+    built = Gemma3n.build(config, device="meta")
+    assert model_shapes(config, Layout.used) == {name: tuple(p.shape) for name, p in built.named_parameters()}
+    assert built.state_dict().keys() == model_shapes(config, Layout.used).keys()  # nothing else is saved
 
 
 def test_towers_count_but_are_not_effective() -> None:

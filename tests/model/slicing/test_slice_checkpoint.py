@@ -13,30 +13,37 @@ from model.checkpoint.load import load
 from model.checkpoint.names import unused
 from model.checkpoint.reader import Checkpoint, sha256
 from model.checkpoint.writer import save, write_checkpoint
-from model.config import ModelConfig
-from model.errors import CheckpointError, SliceError
+from model.errors import CheckpointError, ConfigError, SliceError
 from model.gemma3n import Gemma3n
 from model.slicing.checkpoint import slice_checkpoint
-from model.slicing.count import Layout, text_shapes
+from model.slicing.count import Layout, model_shapes, text_shapes
 from model.slicing.spec import SliceConfig, SliceSpec
-from tests.tiny import TINY_TEXT, tiny_config, tiny_inputs, tiny_model
+from model.tower_config import Modality
+from tests.tiny import (
+    TINY_TEXT,
+    tiny_config,
+    tiny_inputs,
+    tiny_model,
+    tiny_multimodal_config,
+    tiny_multimodal_inputs,
+)
 
 SPEC = SliceSpec.resolve(SliceConfig(name="small", skip_layers=[3, 4, 5], ffn_widths=[16]), TINY_TEXT)
 TOWER = "model.vision_tower.timm_model.conv_stem.conv.weight"
+WHOLE = tiny_multimodal_config()
+MEDIA = tiny_multimodal_inputs(WHOLE, "text image text audio", "audio text")
 
 
 @pytest.fixture
 def published(tmp_path: Path) -> Checkpoint:
-    """A multimodal checkpoint as Google publishes them: a tower, and keys and values of readers."""
+    """A multimodal checkpoint as Google publishes them: both towers, and keys and values of readers."""
     generator = torch.Generator().manual_seed(5)
-    tensors = {name: parameter.detach() for name, parameter in tiny_model().named_parameters()}
+    tensors = {name: parameter.detach() for name, parameter in tiny_model(WHOLE).named_parameters()}
     for name, shape in unused(TINY_TEXT).items():
         tensors[name] = torch.randn(shape, generator=generator)
-    tensors[TOWER] = torch.randn(3, 2, generator=generator)
-    text = TINY_TEXT.publish()
-    config = ModelConfig(text=TINY_TEXT, published={"model_type": "gemma3n", "text_config": text, "vision_config": {}})
-    write_checkpoint(tensors.items(), config, tmp_path / "published", max_shard_bytes=30_000)
-    (tmp_path / "published" / "tokenizer.json").write_text("{}")
+    write_checkpoint(tensors.items(), WHOLE, tmp_path / "published", max_shard_bytes=90_000)
+    for name in ("tokenizer.json", "chat_template.jinja", "preprocessor_config.json", "processor_config.json"):
+        (tmp_path / "published" / name).write_text("{}")
     (tmp_path / "published" / "README.md").write_text("of the parent")
     return Checkpoint.open(tmp_path / "published")
 
@@ -57,16 +64,69 @@ def test_towers_and_unread_keys_and_values_are_carried_along(published: Checkpoi
     assert torch.equal(  # layer 8 of the parent is layer 5
         small.tensor(f"{layers}.5.self_attn.k_proj.weight"), published.tensor(f"{layers}.8.self_attn.k_proj.weight")
     )
-    assert {name for name in small.names() if name != TOWER} == text_shapes(small.config.text, Layout.published).keys()
+    assert {name: small.shape(name) for name in small.names()} == model_shapes(small.config, Layout.published)
 
 
 def test_a_sliced_multimodal_checkpoint_stays_multimodal_and_loads(published: Checkpoint, tmp_path: Path) -> None:
     slice_checkpoint(published, tmp_path / "small", SPEC)
     assert Checkpoint.open(tmp_path / "small").config.is_multimodal
-    small, inputs = load(tmp_path / "small", dtype=torch.float32), tiny_inputs(tiny_config())
+    small = load(tmp_path / "small", dtype=torch.float32)
     with torch.no_grad():
         # The narrowed product may sum in another order.
-        torch.testing.assert_close(small(inputs).logits, tiny_model()(inputs, SPEC).logits, rtol=0, atol=2e-4)
+        torch.testing.assert_close(small(MEDIA).logits, tiny_model(WHOLE)(MEDIA, SPEC).logits, rtol=0, atol=2e-4)
+
+
+def test_a_slice_without_towers_is_the_checkpoint_of_a_text_model(published: Checkpoint, tmp_path: Path) -> None:
+    slice_checkpoint(published, tmp_path / "small", SPEC, modalities=[Modality.text])
+    small = Checkpoint.open(tmp_path / "small")
+    assert small.config.published["model_type"] == "gemma3n_text"
+    assert {name: small.shape(name) for name in small.names()} == text_shapes(small.config.text, Layout.published)
+    whole, inputs = load(published.path, dtype=torch.float32, modalities=[]), tiny_inputs(tiny_config())
+    with torch.no_grad():
+        # The narrowed product may sum in another order.
+        ours, theirs = load(tmp_path / "small", dtype=torch.float32)(inputs).logits, whole(inputs, SPEC).logits
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)
+    lineage = json.loads((tmp_path / "small" / "slice.json").read_text())
+    assert (lineage["modalities"], lineage["parameters"]) == (["text"], lineage["text_parameters"])
+
+
+def test_a_slice_without_towers_has_no_files_of_a_processor(published: Checkpoint, tmp_path: Path) -> None:
+    slice_checkpoint(published, tmp_path / "small", SPEC, modalities=[])
+    slice_checkpoint(published, tmp_path / "part", SPEC, modalities=[Modality.audio])
+    kept = {"tokenizer.json", "chat_template.jinja", "preprocessor_config.json", "processor_config.json"}
+    assert {path.name for path in (tmp_path / "part").iterdir()} >= kept
+    assert {path.name for path in (tmp_path / "small").iterdir()} & kept == {"tokenizer.json", "chat_template.jinja"}
+
+
+@pytest.mark.parametrize("kept", [Modality.vision, Modality.audio])
+def test_a_slice_with_one_tower_loads_and_hears_or_sees_as_its_parent(
+    published: Checkpoint, tmp_path: Path, kept: Modality
+) -> None:
+    slice_checkpoint(published, tmp_path / "small", SPEC, modalities=[kept])
+    small = load(tmp_path / "small", dtype=torch.float32)
+    assert small.config.modalities == (Modality.text, kept)
+    row = {Modality.vision: "text image image", Modality.audio: "audio text"}[kept]
+    inputs = tiny_multimodal_inputs(WHOLE, row)
+    with torch.no_grad():
+        expected = load(published.path, dtype=torch.float32)(inputs, SPEC).logits
+        torch.testing.assert_close(small(inputs).logits, expected, rtol=0, atol=2e-4)
+
+
+def test_a_tower_that_is_left_out_need_not_be_in_order(tmp_path: Path) -> None:
+    tensors = {name: tensor.detach() for name, tensor in tiny_model(WHOLE).named_parameters()}
+    del tensors["model.vision_tower.timm_model.conv_stem.conv.bias"]
+    write_checkpoint(tensors.items(), WHOLE, tmp_path / "old")
+    with pytest.raises(CheckpointError, match="older layout"):
+        slice_checkpoint(tmp_path / "old", tmp_path / "small", SPEC)
+    slice_checkpoint(tmp_path / "old", tmp_path / "small", SPEC, modalities=[Modality.audio])
+    assert load(tmp_path / "small", dtype=torch.float32).config.vision is None
+
+
+def test_a_tower_that_the_parent_does_not_have_is_refused(tmp_path: Path) -> None:
+    save(tiny_model(), tmp_path / "parent")
+    with pytest.raises(ConfigError, match="vision asked for, but this model has text;"):
+        slice_checkpoint(tmp_path / "parent", tmp_path / "small", SPEC, modalities=[Modality.vision])
+    assert not (tmp_path / "small").exists()
 
 
 def test_the_tokenizer_comes_along_and_the_parents_readme_does_not(published: Checkpoint, tmp_path: Path) -> None:
@@ -82,7 +142,10 @@ def test_lineage_says_which_part_of_which_parent_it_is(published: Checkpoint, tm
     first_file = min(published.files)
     assert lineage["parent"]["sha256"][first_file] == sha256(published.path / first_file)
     built = Gemma3n.build(Checkpoint.open(tmp_path / "small").config, device="meta")
-    assert lineage["text_parameters"] == sum(parameter.numel() for parameter in built.parameters())
+    assert lineage["modalities"] == ["text", "vision", "audio"]
+    assert lineage["parameters"] == sum(parameter.numel() for parameter in built.parameters())
+    text = built.model.language_model.parameters()
+    assert lineage["text_parameters"] == sum(parameter.numel() for parameter in text)
 
 
 def test_lineage_reaches_back_to_the_first_parent(published: Checkpoint, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from model.config import LayerType, ModelConfig, TextConfig
 from model.errors import SliceError
 from model.slicing.config import slice_config, slice_text_config
 from model.slicing.spec import SliceConfig, SliceSpec
+from model.tower_config import AudioConfig
 
 E4B = TextConfig.parse({})
 E2B = TextConfig.parse({"num_hidden_layers": 30, "intermediate_size": 8192, "num_kv_shared_layers": 10})
@@ -27,9 +28,12 @@ def test_a_layer_keeps_its_type_wherever_it_ends_up() -> None:
 
 
 def test_what_the_file_says_besides_is_carried_along() -> None:
-    parent = ModelConfig(text=E4B, published={"model_type": "gemma3n", "text_config": {}, "audio_config": {"x": 1}})
+    published = {"model_type": "gemma3n", "text_config": {}, "audio_config": {"x": 1}, "y": 2}
+    parent = ModelConfig(text=E4B, audio=AudioConfig(), published=published)
     sliced = slice_config(parent, SliceSpec.resolve(SliceConfig(name="one", skip_layers=[30]), E4B))
-    assert sliced.publish()["audio_config"] == {"x": 1}
+    assert sliced.audio == parent.audio
+    assert sliced.publish()["audio_config"]["x"] == 1
+    assert sliced.publish()["y"] == 2
     assert sliced.publish()["text_config"]["num_hidden_layers"] == 34
 
 
