@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import io
 from pathlib import Path
-from typing import BinaryIO
 
 from model.errors import InputError
 
@@ -25,14 +24,14 @@ def identity(source: object) -> object:
     return source if isinstance(source, bytes) else id(source)
 
 
-def opened(source: Path | str | bytes, name: str) -> BinaryIO:
+def opened(source: Path | str | bytes, name: str) -> io.BytesIO | io.BufferedReader:
     """The content of a source, to be read and closed.
 
     Raises:
         InputError: There is no such file, it cannot be read, or it is empty.
     """
     if isinstance(source, bytes):
-        file: BinaryIO = io.BytesIO(source)
+        file: io.BytesIO | io.BufferedReader = io.BytesIO(source)
         size = len(source)
     else:
         if "://" in str(source):
