@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import huggingface_hub
 import torch
@@ -16,8 +17,10 @@ from model.checkpoint.load import load
 from model.config import ModelConfig, TextConfig
 from model.errors import CheckpointError, ConfigError, InputError
 from model.gemma3n import Gemma3n
+from model.processor.processor import Processor
 from model.processor.tokenizer import Tokenizer
 from model.slicing.spec import SliceConfig, SliceSpec
+from model.tower_config import Modality
 from recipes.shape import ShapeConfig
 from trainer.config import Device
 from trainer.data.sources import LongRows, read_conversations
@@ -68,20 +71,33 @@ def find_config(checkpoint: Path | None, shape: ShapeConfig | None) -> ModelConf
 
 
 def build_model(config: ModelConfig, checkpoint: Path | None, *, dtype: torch.dtype, seed: int) -> Gemma3n:
-    """The model: with the checkpoint's weights, or with weights drawn from ``seed`` if there is none."""
+    """The model: with the checkpoint's weights, or with weights drawn from ``seed`` if there is none.
+
+    Towers that ``config`` does not have are left on disk.
+    """
     if checkpoint is not None:
-        return load(checkpoint, dtype=dtype)
+        return load(checkpoint, dtype=dtype, modalities=config.modalities)
     gemma = Gemma3n.build(config, dtype=dtype)
     gemma.initialize(seed)
     return gemma
 
 
 def build_adapted(
-    checkpoint: Path, adapter: Path | None, *, dtype: torch.dtype, device: torch.device
+    checkpoint: Path,
+    adapter: Path | None,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    modalities: Sequence[Modality] | None = None,
 ) -> Gemma3n | PeftModel:
-    """A model to ask, with its adapter if it has one."""
-    gemma = load(checkpoint, dtype=dtype, device=device)
+    """A model to ask, with its adapter if it has one; ``modalities`` are those to load, all by default."""
+    gemma = load(checkpoint, dtype=dtype, device=device, modalities=modalities)
     return gemma if adapter is None else load_adapter(gemma, adapter)
+
+
+def base_of(model: Gemma3n | PeftModel) -> Gemma3n:
+    """The model itself, without what an adapter wraps around it."""
+    return model if isinstance(model, Gemma3n) else cast(Gemma3n, model.get_base_model())
 
 
 def find_device(written: Device) -> torch.device:
@@ -107,10 +123,22 @@ def build_tokenizer(directory: Path | None, checkpoint: Path | None, config: Tex
     return tokenizer
 
 
+def build_processor(directory: Path | None, checkpoint: Path | None, config: ModelConfig) -> Processor:
+    """Tokenizer and preparation of media from ``directory``, or the checkpoint's.
+
+    Raises:
+        ConfigError: There is neither, or a file says what Gemma 3n cannot do.
+        CheckpointError: The tokenizer is not that of the model.
+    """
+    source = directory or checkpoint
+    if source is None:
+        raise ConfigError("train: a model without checkpoint= needs a tokenizer; give tokenizer=DIRECTORY")
+    return Processor.read(source, config)
+
+
 def build_rows(
     files: Sequence[str],
-    tokenizer: Tokenizer,
-    config: TextConfig,
+    processor: Processor,
     *,
     max_length_tokens: int,
     long_rows: LongRows,
@@ -122,9 +150,9 @@ def build_rows(
         InputError: A file or a row cannot be used.
     """
     found = tokenize(
-        read_conversations(files), tokenizer, max_length_tokens=max_length_tokens, long_rows=long_rows, remedy=remedy
+        read_conversations(files), processor, max_length_tokens=max_length_tokens, long_rows=long_rows, remedy=remedy
     )  # fmt: skip
-    refuse_beyond_positions(found.rows, config)
+    refuse_beyond_positions(found.rows, processor.config.text)
     return found
 
 

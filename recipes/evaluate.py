@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -15,9 +15,10 @@ from model.config import ModelConfig, TextConfig
 from model.slicing.count import Layout, count_effective_parameters, count_parameters, text_shapes
 from model.slicing.spec import SliceSpec
 from recipes.build import (
+    base_of,
     build_adapted,
+    build_processor,
     build_rows,
-    build_tokenizer,
     find_checkpoint,
     find_device,
     resolve_sizes,
@@ -26,8 +27,10 @@ from recipes.output import check_new_file
 from recipes.program import start
 from recipes.schema import EvaluateRecipe
 from trainer.checkpoint import write_whole
+from trainer.data.collate import Collator
 from trainer.data.sources import LongRows
 from trainer.evaluation.held_out import Score, evaluate
+from trainer.soft_tokens import SharedTowers
 
 REMEDY = "a larger max_length_tokens measures such rows too; leaving some out would be another measurement"
 COLUMNS = {  # key of a row -> how a person reads it
@@ -41,37 +44,38 @@ def run(recipe: EvaluateRecipe) -> None:
     if recipe.output is not None:
         check_new_file(recipe.output)
     config = ModelConfig.read(find_checkpoint(recipe.checkpoint))
-    rows: list[dict[str, Any]] = []
-    for spec, score in measure(recipe):
-        # A large model takes minutes for each size; the table comes at the end, on standard output.
-        print(f"{spec.name}: loss {score.loss:.4f}, {score.examples:,} examples", file=sys.stderr, flush=True)
-        rows.append(describe(spec, score, config.text))
+    rows = [describe(spec, score, config.text) for spec, score in measure(recipe)]
     Console(width=None if sys.stdout.isatty() else 200).print(table(rows))
     if recipe.output is not None:
         recipe.output.parent.mkdir(parents=True, exist_ok=True)
         write_whole(recipe.output, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def measure(recipe: EvaluateRecipe) -> Iterator[tuple[SliceSpec, Score]]:
-    """The score of every size, in the order they are written in, as soon as it is known.
+def measure(recipe: EvaluateRecipe) -> list[tuple[SliceSpec, Score]]:
+    """The score of every size, in the order they are written in; media go through their towers once for all.
 
     Raises:
         MatsliceError: A file, a size or the checkpoint cannot be used.
     """
     checkpoint = find_checkpoint(recipe.checkpoint)
     config = ModelConfig.read(checkpoint)
+    if recipe.modalities is not None:
+        config = config.only(recipe.modalities)
     specs = resolve_sizes(recipe.sizes, config.text)
-    tokenizer = build_tokenizer(None, checkpoint, config.text)
+    processor = build_processor(None, checkpoint, config)
     found = build_rows(
-        recipe.files, tokenizer, config.text,
+        recipe.files, processor,
         max_length_tokens=recipe.max_length_tokens, long_rows=LongRows.refuse, remedy=REMEDY,
     )  # fmt: skip
     model = build_adapted(
-        checkpoint, recipe.adapter_path, dtype=recipe.precision.dtype, device=find_device(recipe.device)
+        checkpoint, recipe.adapter_path, dtype=recipe.precision.dtype, device=find_device(recipe.device),
+        modalities=config.modalities,
     )  # fmt: skip
-    rows = found.rows[: recipe.max_examples]
-    for spec in specs:
-        yield spec, evaluate(model, rows, spec, batch_size=recipe.batch_size, pad_id=tokenizer.pad_id)
+    scores = evaluate(
+        model, found.rows[: recipe.max_examples], specs, collator=Collator(processor.tokenizer.pad_id, processor),
+        batch_size=recipe.batch_size, towers=SharedTowers(base_of(model)), workers=recipe.workers,
+    )  # fmt: skip
+    return list(zip(specs, scores, strict=True))
 
 
 def describe(spec: SliceSpec, score: Score, config: TextConfig) -> dict[str, Any]:

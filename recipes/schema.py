@@ -11,13 +11,17 @@ import dataclasses
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
 from model.adapter.lora import AdapterConfig
 from model.errors import ConfigError
+from model.freezing import Part
 from model.generation.sampling import SamplingConfig
+from model.processor.audio import LongAudio
 from model.slicing.spec import SliceConfig
+from model.tower_config import Modality
 from recipes.shape import ShapeConfig
 from trainer.config import Device, Precision, TrainerConfig
 from trainer.data.sources import DataConfig
@@ -31,7 +35,8 @@ class TrainRecipe:
     """Train a model, or an adapter on it, on conversations: elastically or at full size.
 
     Weights come from a checkpoint, or are drawn anew in the shape of ``model`` (which then needs a
-    tokenizer); given both, the checkpoint must have that shape.
+    tokenizer); given both, the checkpoint must have that shape. Rows may hold images and sound where the
+    model has towers for them.
     """
 
     data: DataConfig
@@ -43,7 +48,9 @@ class TrainRecipe:
     adapter: AdapterConfig | None = None  # null trains every weight
     model: ShapeConfig | None = None
     checkpoint: str | None = None  # directory or hub name of published weights
-    tokenizer: Path | None = None  # directory; null takes the checkpoint's
+    tokenizer: Path | None = None  # directory, processor files included; null takes the checkpoint's
+    modalities: list[Modality] | None = None  # towers to load, beside text; null = all there are
+    freeze: list[Part] = field(default_factory=list)  # left untrained: text, vision, audio, embedders; adapter=none
 
 
 @dataclass(kw_only=True, slots=True)
@@ -53,6 +60,7 @@ class SliceRecipe:
     checkpoint: str  # directory or hub name of published weights
     output: Path  # new directory; a sliced adapter is put in its folder 'adapter'
     slice: SliceConfig
+    modalities: list[Modality] | None = None  # towers to keep, beside text; null = all there are
     adapter_path: Path | None = None  # directory of a trained adapter
     merge: bool = False  # fold the adapter into the weights instead of cutting it too
     check: bool = False  # afterwards compare parent and result on the same tokens; loads both
@@ -67,16 +75,18 @@ class EvaluateRecipe:
     sizes: dict[str, SliceConfig]
     adapter_path: Path | None = None  # directory of a trained adapter
     output: Path | None = None  # new file for the rows, as JSON Lines
+    modalities: list[Modality] | None = None  # towers to load, beside text; null = all there are
     max_examples: int | None = None  # measure the first ones only; null = all
     max_length_tokens: int = 2048
     batch_size: int = 8  # conversations
+    workers: int = 2  # threads that read images and sound ahead; 0 = no thread
     precision: Precision = Precision.fp32
     device: Device = Device.auto
 
     def __post_init__(self) -> None:
         if not self.files:
             raise ConfigError("files is empty; name at least one JSON Lines file of conversations")
-        for key, least in {"max_examples": 1, "batch_size": 1, "max_length_tokens": 2}.items():
+        for key, least in {"max_examples": 1, "batch_size": 1, "max_length_tokens": 2, "workers": 0}.items():
             value = getattr(self, key)
             if value is not None and value < least:
                 raise ConfigError(f"{key} is {value}; it must be at least {least}")
@@ -84,14 +94,21 @@ class EvaluateRecipe:
 
 @dataclass(kw_only=True, slots=True)
 class GenerateRecipe:
-    """Answer a prompt with a checkpoint, or with a sub-model of it."""
+    """Answer a prompt of text, images and sound with a checkpoint, or with a sub-model of it.
+
+    Images and sound stand before the text, or where it says <image_soft_token> and <audio_soft_token>.
+    """
 
     checkpoint: str  # directory or hub name of published weights
     slice: SliceConfig
     generation: SamplingConfig
     prompt: str | None = None  # null reads standard input
+    image: Any = None  # a file, or a list of files
+    audio: Any = None  # likewise
+    long_audio: LongAudio = LongAudio.refuse  # sound of more than 30 s: refuse, truncate, or chunk it into several
     system: str | None = None  # instruction put before the prompt
     adapter_path: Path | None = None  # directory of a trained adapter
+    modalities: list[Modality] | None = None  # towers to load, beside text; null = all there are
     precision: Precision = Precision.fp32
     device: Device = Device.auto
 

@@ -19,20 +19,22 @@ from rich.console import Console
 from torch import nn
 
 from model.adapter.lora import attach
-from model.adapter.targets import resolve_targets
+from model.adapter.targets import DECODER, resolve_targets
 from model.checkpoint.load import check_tensors
 from model.checkpoint.reader import Checkpoint
 from model.config import ModelConfig
 from model.errors import ConfigError
+from model.freezing import freeze
 from model.gemma3n import Gemma3n
-from model.processor.tokenizer import Tokenizer
+from model.processor.processor import Processor
 from model.slicing.spec import SliceSpec
-from recipes.build import build_model, build_rows, build_tokenizer, find_checkpoint, find_config, resolve_sizes
+from recipes.build import build_model, build_processor, build_rows, find_checkpoint, find_config, resolve_sizes
 from recipes.output import check_run_directory
 from recipes.program import start
 from recipes.schema import TrainRecipe
 from trainer.checkpoint import WEIGHTS, Run, write_whole
 from trainer.config import Precision
+from trainer.data.collate import Collator
 from trainer.data.loader import Loader
 from trainer.data.sources import DataConfig, fingerprint
 from trainer.data.supervise import TokenRows
@@ -44,6 +46,7 @@ from trainer.runtime import rows_per_step
 from trainer.runtime import start as start_processes
 from trainer.schedule import Schedule
 from trainer.sinks import Sink, open_sinks
+from trainer.soft_tokens import SharedTowers
 from trainer.weights import Weights, adapter_weights, model_weights
 
 CONFIG_FILE = "config.yaml"  # in the directory of the run
@@ -55,18 +58,26 @@ class Prepared:
 
     checkpoint: Path | None
     config: ModelConfig
-    tokenizer: Tokenizer
+    processor: Processor
     schedule: Schedule
     sampler: SliceSampler
     evaluated: list[SliceSpec]
     train: TokenRows
     validation: TokenRows | None
+    trains_media: bool  # whether a tower or an embedder is trained, which rows without media have no gradient for
+
+    @property
+    def has_media(self) -> bool:
+        """Whether any row holds an image or sound."""
+        kinds = (self.train,) if self.validation is None else (self.train, self.validation)
+        return any(row.pictures or row.recordings for found in kinds for row in found.rows)
 
 
 def run(recipe: TrainRecipe) -> None:
     """Train; the newest weights are always in ``weights`` in the run's directory."""
     prepared = prepare(recipe)
-    accelerator = start_processes(recipe.trainer, may_skip_layers=prepared.sampler.may_skip_layers)
+    may_leave_unused = prepared.sampler.may_skip_layers or prepared.trains_media
+    accelerator = start_processes(recipe.trainer, may_leave_unused=may_leave_unused)
     described = identity(recipe, prepared)
     directory = Run(
         recipe.trainer, described, accelerator=accelerator, told={"data.train": ", ".join(recipe.data.train)}
@@ -75,7 +86,7 @@ def run(recipe: TrainRecipe) -> None:
         write_whole(recipe.trainer.output / CONFIG_FILE, written_out(recipe))
     sinks = open_sinks(recipe.trainer, directory, console=Console(stderr=True), settings=described)
     with closed_on_failure(sinks):
-        model, weights = build_trained(recipe, prepared)
+        gemma, model, weights = build_trained(recipe, prepared)
     begun = start_record(prepared, model, step=directory.resumed_step)
     begun["steps_per_epoch"] = begun["train_rows"] / rows_per_step(recipe.trainer, accelerator)
     for sink in sinks:
@@ -90,12 +101,14 @@ def run(recipe: TrainRecipe) -> None:
         sampler=prepared.sampler,
         loader=Loader(
             prepared.train.rows, batch_size=recipe.trainer.batch_size, seed=recipe.trainer.seed,
-            pad_id=prepared.tokenizer.pad_id, shuffle=recipe.data.shuffle,
+            collator=Collator(prepared.processor.tokenizer.pad_id, prepared.processor), shuffle=recipe.data.shuffle,
         ),
         validation=[] if prepared.validation is None else prepared.validation.rows,
         evaluated=prepared.evaluated,
         run=directory,
         sinks=sinks,
+        towers=SharedTowers(gemma),
+        workers=recipe.data.workers if prepared.has_media else 0,
     ).fit()  # fmt: skip
     if accelerator.is_main_process:
         kind = "adapter" if recipe.adapter else "model"
@@ -116,29 +129,50 @@ def prepare(recipe: TrainRecipe) -> Prepared:
         )
     checkpoint = None if recipe.checkpoint is None else find_checkpoint(recipe.checkpoint)
     config = find_config(checkpoint, recipe.model)
+    if recipe.modalities is not None:
+        config = config.only(recipe.modalities)
     sampler = SliceSampler(recipe.elastic, config.text, seed=recipe.trainer.seed)
     evaluated = resolve_sizes(recipe.sizes, config.text)
     schedule = Schedule(
         config=recipe.schedule, learning_rate=recipe.optim.learning_rate, max_steps=recipe.trainer.max_steps
     )  # fmt: skip
-    tokenizer = build_tokenizer(recipe.tokenizer, checkpoint, config.text)
+    processor = build_processor(recipe.tokenizer, checkpoint, config)
     if checkpoint is not None:
-        check_tensors(Checkpoint.open(checkpoint))
+        check_tensors(Checkpoint.open(checkpoint), config.modalities)
+    trains_media = reaches_media(recipe, config)
+    train, validation = read_data(recipe.data, processor)
+    return Prepared(checkpoint, config, processor, schedule, sampler, evaluated, train, validation, trains_media)
+
+
+def reaches_media(recipe: TrainRecipe, config: ModelConfig) -> bool:
+    """Whether anything beside the text decoder is trained.
+
+    Raises:
+        ConfigError: A target of the adapter, or a part to freeze, is not there; or both are given.
+    """
+    empty = Gemma3n.build(config, device="meta")
     if recipe.adapter is not None:
-        resolve_targets(Gemma3n.build(config, device="meta"), recipe.adapter.targets)
-    train, validation = read_data(recipe.data, tokenizer, config)
-    return Prepared(checkpoint, config, tokenizer, schedule, sampler, evaluated, train, validation)
+        if recipe.freeze:
+            raise ConfigError(
+                "freeze: an adapter's base is frozen anyway; leave freeze out, and choose with adapter.targets where"
+                " the adapter sits"
+            )
+        trained = resolve_targets(empty, recipe.adapter.targets)
+    else:
+        freeze(empty, recipe.freeze)
+        trained = [name for name, parameter in empty.named_parameters() if parameter.requires_grad]
+    return not all(name.startswith(DECODER) for name in trained)
 
 
-def read_data(data: DataConfig, tokenizer: Tokenizer, config: ModelConfig) -> tuple[TokenRows, TokenRows | None]:
+def read_data(data: DataConfig, processor: Processor) -> tuple[TokenRows, TokenRows | None]:
     """Rows to learn from, and rows to be measured on, if there are any."""
     train = build_rows(
-        data.train, tokenizer, config.text, max_length_tokens=data.max_length_tokens, long_rows=data.long_rows
+        data.train, processor, max_length_tokens=data.max_length_tokens, long_rows=data.long_rows
     )  # fmt: skip
     if not data.validation:
         return train, None
     validation = build_rows(
-        data.validation, tokenizer, config.text, max_length_tokens=data.max_length_tokens, long_rows=data.long_rows
+        data.validation, processor, max_length_tokens=data.max_length_tokens, long_rows=data.long_rows
     )  # fmt: skip
     return train, dataclasses.replace(validation, rows=validation.rows[: data.max_validation_examples])
 
@@ -148,6 +182,11 @@ def identity(recipe: TrainRecipe, prepared: Prepared) -> dict[str, Any]:
     start_weights = None if prepared.checkpoint is None else Checkpoint.open(prepared.checkpoint).file_hashes()
     return {
         "model": dataclasses.asdict(prepared.config.text),
+        "towers": {
+            "vision": prepared.config.vision and dataclasses.asdict(prepared.config.vision),
+            "audio": prepared.config.audio and dataclasses.asdict(prepared.config.audio),
+        },
+        "freeze": sorted(recipe.freeze),
         "base": start_weights,
         "adapter": None if recipe.adapter is None else dataclasses.asdict(recipe.adapter),
         "specs": [dataclasses.asdict(spec) for spec in prepared.sampler.levels],
@@ -158,19 +197,20 @@ def identity(recipe: TrainRecipe, prepared: Prepared) -> dict[str, Any]:
         "data": {
             "train": fingerprint(recipe.data.train), "rows": len(prepared.train.rows), "shuffle": recipe.data.shuffle,
         },
-        "tokenizer": prepared.tokenizer.fingerprint,
+        "tokenizer": prepared.processor.tokenizer.fingerprint,
     }  # fmt: skip
 
 
-def build_trained(recipe: TrainRecipe, prepared: Prepared) -> tuple[nn.Module, Weights]:
-    """What is trained, and how it gets to disk and back."""
+def build_trained(recipe: TrainRecipe, prepared: Prepared) -> tuple[Gemma3n, nn.Module, Weights]:
+    """The model, the same with what is trained in it, and how that gets to disk and back."""
     precision, seed = recipe.trainer.precision, recipe.trainer.seed
     gemma = build_model(prepared.config, prepared.checkpoint, dtype=precision.dtype, seed=seed)
     gemma.recompute_layers = recipe.trainer.recompute_layers
     if recipe.adapter is None:
-        return gemma, model_weights(gemma, extras=prepared.tokenizer.write)
+        freeze(gemma, recipe.freeze)
+        return gemma, gemma, model_weights(gemma, extras=prepared.processor.write)
     adapted = attach(gemma, recipe.adapter)
-    return adapted, adapter_weights(adapted)
+    return gemma, adapted, adapter_weights(adapted)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import product
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +18,7 @@ from model.slicing.spec import SliceSpec
 from trainer.checkpoint import Run
 from trainer.config import TrainerConfig
 from trainer.curve import CURVE_FILE, draw_loss_curve
+from trainer.data.ahead import Ahead
 from trainer.data.batch import Batch
 from trainer.data.loader import Loader
 from trainer.data.supervise import TokenRow
@@ -28,6 +28,7 @@ from trainer.metrics import Clock, Record, StepFigures, Window
 from trainer.runtime import rows_per_step
 from trainer.schedule import Schedule
 from trainer.sinks import METRICS_FILE, Sink, read_records
+from trainer.soft_tokens import SharedTowers
 from trainer.state import TrainState
 from trainer.step import batch_loss_sum
 from trainer.weights import Weights
@@ -45,6 +46,8 @@ class Trainer:
         validation: Rows to measure on; may be empty.
         evaluated: The sub-models to measure.
         sinks: Where figures go; empty in every process but the first.
+        towers: The model's, where rows have media: frozen ones run once for all specs of a step.
+        workers: Threads that make micro-batches ahead.
     """
 
     config: TrainerConfig
@@ -59,8 +62,18 @@ class Trainer:
     evaluated: Sequence[SliceSpec]
     run: Run
     sinks: Sequence[Sink]
+    towers: SharedTowers | None = None
+    workers: int = 0
     window: Window = field(default_factory=Window, init=False)
     clock: Clock = field(default_factory=Clock, init=False)
+    batches: Ahead[Batch] = field(init=False)
+
+    def __post_init__(self) -> None:
+        process = self.accelerator.process_index
+        self.batches = Ahead(
+            lambda position: self.loader.batch(position, process=process), stride=self.rows_per_micro_batch,
+            end=self.config.max_steps * self.rows_per_step, workers=self.workers,
+        )  # fmt: skip
 
     def fit(self) -> TrainState:
         """Train until ``config.max_steps``, from the beginning or from where the run stopped.
@@ -80,6 +93,7 @@ class Trainer:
             while state.step < self.config.max_steps:
                 self.advance(prepared, state)
         finally:
+            self.batches.close()
             for sink in self.sinks:
                 sink.close()
             self.run.close()
@@ -130,14 +144,18 @@ class Trainer:
         """Rows that all processes take from the loader in one step."""
         return rows_per_step(self.config, self.accelerator)
 
+    @property
+    def rows_per_micro_batch(self) -> int:
+        """Rows that all processes take from the loader for one micro-batch of each."""
+        return self.loader.batch_size * self.accelerator.num_processes
+
     def positions(self, position: int) -> range:
         """Where the micro-batches of the step that begins at ``position`` begin."""
-        return range(position, position + self.rows_per_step, self.loader.batch_size * self.accelerator.num_processes)
+        return range(position, position + self.rows_per_step, self.rows_per_micro_batch)
 
     def gather(self, position: int) -> list[Batch]:
         """This process's micro-batches of a step, on its device."""
-        process, device = self.accelerator.process_index, self.accelerator.device
-        return [self.loader.batch(start, process=process).to(device) for start in self.positions(position)]
+        return [self.batches(start).to(self.accelerator.device) for start in self.positions(position)]
 
     def total(self, *numbers: float) -> list[float]:
         """Each number summed over all processes, in float64: exact for counts."""
@@ -159,14 +177,15 @@ class Trainer:
         # Distributed training averages gradients over processes; the loss is a sum over them.
         scale = self.accelerator.num_processes / (supervised_tokens * len(specs))
         sums = [torch.zeros((), device=self.accelerator.device) for _ in specs]
-        passes = list(product(batches, enumerate(specs)))
-        for number, (batch, (index, spec)) in enumerate(passes, start=1):
-            last = number == len(passes)
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(prepared):
-                loss_sum = batch_loss_sum(prepared, batch, spec)
-                # Not Accelerate's: it divides by a number of micro-batches it takes from the environment.
-                (loss_sum * scale).backward()
-            sums[index] += loss_sum.detach()
+        for number, batch in enumerate(batches, start=1):
+            encoded = batch if self.towers is None else self.towers.encode(batch)
+            for index, spec in enumerate(specs):
+                last = number == len(batches) and index == len(specs) - 1
+                with contextlib.nullcontext() if last else self.accelerator.no_sync(prepared):
+                    loss_sum = batch_loss_sum(prepared, encoded, spec)
+                    # Not Accelerate's: it divides by a number of micro-batches it takes from the environment.
+                    (loss_sum * scale).backward()
+                sums[index] += loss_sum.detach()
         return [total.item() for total in sums]
 
     def clip(self, state: TrainState, specs: Sequence[SliceSpec]) -> float:
@@ -205,16 +224,22 @@ class Trainer:
             ))  # fmt: skip
             self.window = Window()
         if last or is_due(step, self.config.eval_every):
-            for spec in self.evaluated if self.validation else ():
-                self.report(validation_record(self.evaluate(spec), spec, step=step))
+            for spec, score in zip(self.evaluated, self.evaluate(), strict=True) if self.validation else ():
+                self.report(validation_record(score, spec, step=step))
         if save:
             self.run.save(state, self.optimizer, self.weights)
 
-    def evaluate(self, spec: SliceSpec) -> Score:
-        """The score of the validation rows under ``spec``; each process measures its share."""
+    def evaluate(self) -> list[Score]:
+        """The score of the validation rows under each spec that is to be measured; each process takes its share."""
         mine = self.validation[self.accelerator.process_index :: self.accelerator.num_processes]
-        batch_size = self.config.eval_batch_size or self.config.batch_size
-        score = evaluate(self.model, mine, spec, batch_size=batch_size, pad_id=self.loader.pad_id)
+        scores = evaluate(
+            self.model, mine, self.evaluated, collator=self.loader.collator, towers=self.towers, workers=self.workers,
+            batch_size=self.config.eval_batch_size or self.config.batch_size,
+        )  # fmt: skip
+        return [self.over_processes(score) for score in scores]
+
+    def over_processes(self, score: Score) -> Score:
+        """The sum of what the processes measured."""
         loss_sum, *counts = self.total(score.loss_sum, score.supervised_tokens, score.exact, score.examples)
         supervised_tokens, exact, examples = map(int, counts)
         return Score(loss_sum=loss_sum, supervised_tokens=supervised_tokens, exact=exact, examples=examples)

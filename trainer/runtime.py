@@ -28,15 +28,16 @@ REWRITING = (
 COMPILING = "ACCELERATE_DYNAMO_BACKEND"
 
 
-def start(config: TrainerConfig, *, may_skip_layers: bool) -> Accelerator:
+def start(config: TrainerConfig, *, may_leave_unused: bool) -> Accelerator:
     """Join the other processes, choose the device, seed torch.
 
     Each process has its own seed, so that dropout differs between them. Weights must not depend on it: those
     drawn at random are made equal to the first process's when the model is prepared.
 
     Args:
-        may_skip_layers: Whether a step may leave parameters without a gradient. Processes then have to look for
-            them in every step, or they would wait for each other forever; it costs time, so only then.
+        may_leave_unused: Whether a step may leave trained parameters without a gradient in some process: layers that
+            it skips, a tower for which no row has anything. Processes then have to look for them in every step, or
+            they would wait for each other forever; it costs time, so only then.
 
     Raises:
         ConfigError: There are several processes, but nothing that would join them; or Accelerate is set up, by its
@@ -49,7 +50,7 @@ def start(config: TrainerConfig, *, may_skip_layers: bool) -> Accelerator:
         mixed_precision="no",  # weights have the dtype they are to be computed in; see TrainerConfig
         # Said outright where there is nothing else: left to itself, Accelerate would not join such processes.
         cpu=config.device is Device.cpu or not torch.accelerator.is_available(),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=may_skip_layers)],
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=may_leave_unused)],
     )
     if accelerator.distributed_type not in SUPPORTED:
         raise ConfigError(

@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import soundfile
 import tokenizers
 from accelerate import Accelerator
+from PIL import Image
 from rich.console import Console
 from tokenizers import Regex, models, pre_tokenizers
 from torch import nn
@@ -18,11 +22,23 @@ from torch import nn
 from model.adapter.lora import AdapterConfig, attach
 from model.config import TextConfig
 from model.processor.chat import Message, Role
+from model.processor.media import Picture, Recording
+from model.processor.processor import Processor
+from model.processor.settings import AudioSettings, ImageSettings
 from model.processor.tokenizer import Tokenizer
 from model.slicing.spec import SliceConfig
-from tests.tiny import TINY_TEXT, tiny_model
+from tests.tiny import (
+    TINY_AUDIO,
+    TINY_PICTURE_PX,
+    TINY_TEXT,
+    TINY_VISION,
+    tiny_config,
+    tiny_model,
+    tiny_multimodal_config,
+)
 from trainer.checkpoint import Run
 from trainer.config import Device, TrainerConfig
+from trainer.data.collate import Collator
 from trainer.data.example import Example
 from trainer.data.loader import Loader
 from trainer.data.sources import LongRows
@@ -47,13 +63,76 @@ SLICES = {
 
 def tiny_tokenizer() -> Tokenizer:
     """One token per character, and the special ones."""
-    pieces = [*SPECIAL, *CHARACTERS]
+    return character_tokenizer([*SPECIAL, *CHARACTERS], SPECIAL)
+
+
+def character_tokenizer(pieces: Sequence[str], special: Sequence[str]) -> Tokenizer:
+    """A tokenizer whose ids are the places of ``pieces``: single characters, and special ones."""
     backend = tokenizers.Tokenizer(
         models.WordLevel({piece: number for number, piece in enumerate(pieces)}, unk_token="<unk>")
     )
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-    backend.add_special_tokens(SPECIAL)
+    backend.add_special_tokens(list(special))
     return Tokenizer(backend.to_str().encode(), {})
+
+
+def tiny_media_tokenizer() -> Tokenizer:
+    """The same with the marks of media, at the ids that the tiny multimodal config gives them."""
+    vision, audio = TINY_VISION.tokens, TINY_AUDIO.tokens
+    marks = {
+        vision.begin_id: "<start_of_image>",
+        vision.placeholder_id: "<image_soft_token>",
+        vision.end_id: "<end_of_image>",
+        audio.begin_id: "<start_of_audio>",
+        audio.placeholder_id: "<audio_soft_token>",
+        audio.end_id: "<end_of_audio>",
+    }
+    pieces = [*SPECIAL, *CHARACTERS]
+    pieces += [marks.get(number, f"<unused{number}>") for number in range(len(pieces), TINY_TEXT.vocab_size)]
+    return character_tokenizer(pieces, [*SPECIAL, *marks.values()])
+
+
+def tiny_processor() -> Processor:
+    """Text alone."""
+    return Processor(tiny_tokenizer(), None, None, tiny_config())
+
+
+def tiny_media_processor() -> Processor:
+    """Text, pictures and recordings, for the tiny towers."""
+    return Processor.create(
+        tiny_media_tokenizer(), tiny_multimodal_config(),
+        image=ImageSettings(height=TINY_PICTURE_PX, width=TINY_PICTURE_PX), audio=AudioSettings(feature_size=16),
+    )  # fmt: skip
+
+
+def picture_bytes(shade: int, *, side: int = 20) -> bytes:
+    """A PNG file: a colour that depends on ``shade``, with some structure."""
+    values = np.arange(side * side * 3).reshape(side, side, 3) * (shade + 1)
+    file = io.BytesIO()
+    Image.fromarray((values % 256).astype(np.uint8)).save(file, format="PNG")
+    return file.getvalue()
+
+
+def sound_bytes(hertz: float, *, seconds: float = 0.5, channels: int = 1) -> bytes:
+    """A WAV file: a tone."""
+    times = np.arange(round(seconds * 16_000)) / 16_000
+    wave = 0.5 * np.sin(2 * np.pi * hertz * times)
+    file = io.BytesIO()
+    soundfile.write(file, np.stack([wave] * channels, axis=1), 16_000, format="WAV", subtype="FLOAT")
+    return file.getvalue()
+
+
+def mixed(count: int) -> list[Example]:
+    """Conversations with no media, an image, two images, sound, and both, in turn."""
+    examples = []
+    for i in range(count):
+        picture, other = Picture(picture_bytes(i)), Picture(picture_bytes(i + 50))
+        tone = Recording(sound_bytes(200 + 30 * i, seconds=0.2 + 0.1 * (i % 4)))
+        contents = (("no media",), ("see ", picture), (picture, "and", other), ("hear ", tone), (other, tone, "both"))
+        asked = Message(Role.user, contents[i % len(contents)])
+        answered = Message(Role.assistant, "abcdefghi"[: 1 + i % 9])
+        examples.append(Example((asked, answered), f"mixed:{i + 1}"))
+    return examples
 
 
 def conversation(*texts: str, where: str = "here:1") -> Example:
@@ -68,9 +147,9 @@ def spelling(count: int) -> list[Example]:
     return [conversation(f"say {word}", word, where=f"words:{i}") for i, word in enumerate(words, start=1)]
 
 
-def rows(examples: Sequence[Example]) -> list[TokenRow]:
+def rows(examples: Sequence[Example], processor: Processor | None = None) -> list[TokenRow]:
     """Those conversations as tokens."""
-    return tokenize(examples, tiny_tokenizer(), max_length_tokens=200, long_rows=LongRows.refuse).rows
+    return tokenize(examples, processor or tiny_processor(), max_length_tokens=200, long_rows=LongRows.refuse).rows
 
 
 def elastic(policy: ElasticPolicy, names: Sequence[str] = ("full", "narrow", "short")) -> ElasticConfig:
@@ -96,7 +175,7 @@ def tiny_trainer(
 ) -> Trainer:
     """A trainer ready to fit: the tiny model whole, or an adapter on it."""
     sampler = SliceSampler(elastic_config or ElasticConfig(), text, seed=config.seed)
-    accelerator: Accelerator = start(config, may_skip_layers=sampler.may_skip_layers)
+    accelerator: Accelerator = start(config, may_leave_unused=sampler.may_skip_layers)
     identity = {"trainer": config.identity, "elastic": dataclasses.asdict(elastic_config or ElasticConfig())}
     run = Run(config, identity, accelerator=accelerator)
     base = tiny_model(dtype=config.precision.dtype)
@@ -113,7 +192,7 @@ def tiny_trainer(
         schedule=Schedule(config=ScheduleConfig(warmup_steps=1), learning_rate=optim.learning_rate,
                           max_steps=config.max_steps),
         sampler=sampler,
-        loader=Loader(rows(spelling(11)), batch_size=config.batch_size, seed=config.seed, pad_id=0),
+        loader=Loader(rows(spelling(11)), batch_size=config.batch_size, seed=config.seed, collator=Collator(0)),
         validation=rows(spelling(num_validation)) if num_validation else [], evaluated=sampler.levels, run=run,
         sinks=[*open_sinks(config, run, console=Console(quiet=True), settings=identity), *more_sinks],
     )  # fmt: skip

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+import tests.torchvision_operators  # noqa: F401 - before peft, which imports it by way of transformers
 from model.adapter.lora import AdapterConfig
 from tests.trainer.parts import Hook, elastic, tiny_trainer, trainer_config
 from trainer.elastic import ElasticPolicy

@@ -58,10 +58,10 @@ def test_two_processes_have_the_losses_of_one_with_the_doubled_batch(tmp_path: P
 
 
 def test_processes_that_nothing_joins_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    start(trainer_config(tmp_path), may_skip_layers=False)
+    start(trainer_config(tmp_path), may_leave_unused=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="2 processes were launched, but 1 joined"):
-        start(trainer_config(tmp_path), may_skip_layers=False)
+        start(trainer_config(tmp_path), may_leave_unused=False)
 
 
 def test_accumulation_in_the_environment_does_not_change_the_gradient(
@@ -85,10 +85,10 @@ def test_what_the_loop_is_not_written_for_is_refused(
 ) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=f"the environment has {name}={value}"):
-        start(trainer_config(tmp_path), may_skip_layers=False)
+        start(trainer_config(tmp_path), may_leave_unused=False)
 
 
 def test_another_kind_of_distribution_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
     with pytest.raises(ConfigError, match="Accelerate is set up for FSDP"):
-        start(trainer_config(tmp_path), may_skip_layers=False)
+        start(trainer_config(tmp_path), may_leave_unused=False)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from trainer.data.batch import Batch
-from trainer.data.collate import collate
+from trainer.data.collate import Collator
 from trainer.data.supervise import TokenRow
 from trainer.seeding import seeded
 
@@ -24,16 +24,17 @@ class Loader:
 
     Args:
         batch_size: Rows in a micro-batch of this process.
+        collator: What makes a batch of rows.
         shuffle: False keeps the rows in their order in every epoch.
     """
 
     def __init__(
-        self, rows: Sequence[TokenRow], *, batch_size: int, seed: int, pad_id: int, shuffle: bool = True
+        self, rows: Sequence[TokenRow], *, batch_size: int, seed: int, collator: Collator, shuffle: bool = True
     ) -> None:
         self.rows = rows
         self.batch_size = batch_size
         self.seed = seed
-        self.pad_id = pad_id
+        self.collator = collator
         self.shuffle = shuffle
         self.order = lru_cache(maxsize=2)(self.draw_order)  # a micro-batch touches two epochs at most, mostly
 
@@ -58,5 +59,5 @@ class Loader:
         ]
 
     def batch(self, position: int, *, process: int = 0) -> Batch:
-        """Those rows, side by side."""
-        return collate(self.take(position, process=process), pad_id=self.pad_id)
+        """Those rows, side by side; may be called by several threads at a time."""
+        return self.collator(self.take(position, process=process))

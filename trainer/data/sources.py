@@ -2,7 +2,8 @@
 """Conversations from JSON Lines: ``{"messages": [{"role": "user", "content": "…"}, …]}`` on every line.
 
 Every line is looked at before anything is trained, and every fault is reported with its place. Fields
-beside ``messages`` are allowed and ignored. Blank lines are no rows.
+beside ``messages``, ``images`` and ``audio`` are allowed and ignored; ``media`` says how those two are written.
+Blank lines are no rows.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import ConfigError, InputError
-from model.processor.chat import Message, Role
+from model.processor.chat import Role
 from trainer.data.example import Example
+from trainer.data.media import faults_of_items, faults_of_media, messages_of
+from trainer.data.wording import faults_of_text, kind
 
-ROLES = {role.value: role for role in Role} | {"model": Role.assistant}  # Gemma's own word for it
+ROLES = (*(role.value for role in Role), "model")  # the last is Gemma's own word for the assistant
 NUM_SHOWN = 20  # faults; more would scroll the first ones away
 
 
@@ -28,6 +31,7 @@ class LongRows(StrEnum):
 
     refuse = "refuse"
     skip = "skip"
+    truncate = "truncate"  # its end goes; one whose media would be cut, or that teaches nothing then, is skipped
 
 
 @dataclass(kw_only=True, slots=True)
@@ -44,6 +48,7 @@ class DataConfig:
     long_rows: LongRows = LongRows.refuse
     shuffle: bool = True
     max_validation_examples: int | None = None  # measure on the first ones only; null = all
+    workers: int = 2  # threads that read images and sound ahead of the steps; 0 = no thread
 
     def __post_init__(self) -> None:
         if not self.train:
@@ -52,6 +57,8 @@ class DataConfig:
             raise ConfigError(
                 f"data.max_length_tokens is {self.max_length_tokens}; predicting one token from another takes 2"
             )
+        if self.workers < 0:
+            raise ConfigError(f"data.workers is {self.workers}; it must be 0 or more")
         if self.max_validation_examples is not None and self.max_validation_examples < 1:
             raise ConfigError(f"data.max_validation_examples is {self.max_validation_examples}; it must be at least 1")
 
@@ -70,7 +77,7 @@ def read_conversations(paths: Sequence[str | Path]) -> list[Example]:
         before = len(examples) + len(faults)
         for number, line in enumerate(path.read_bytes().splitlines(), start=1):
             if line.strip():
-                parse_line(line, f"{path}:{number}", examples, faults)
+                parse_line(line, path, number, (examples, faults))
         if len(examples) + len(faults) == before:
             raise InputError(f"data: '{path}' has no rows; each line is one conversation")
     raise_faults(faults, total=len(examples) + len(faults))
@@ -95,8 +102,9 @@ def fingerprint(paths: Sequence[str | Path]) -> str:
     return digest.hexdigest()
 
 
-def parse_line(line: bytes, where: str, examples: list[Example], faults: list[str]) -> None:
-    """Add what ``line`` holds to ``examples``, or what is wrong with it to ``faults``."""
+def parse_line(line: bytes, path: Path, number: int, into: tuple[list[Example], list[str]]) -> None:
+    """Add what ``line`` holds to the examples, or what is wrong with it to the faults."""
+    where, (examples, faults) = f"{path}:{number}", into
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -110,8 +118,10 @@ def parse_line(line: bytes, where: str, examples: list[Example], faults: list[st
     if wrong:
         faults.append(f"{where}: {wrong[0]}")  # one per row, so that the count is one of rows
         return
-    messages = tuple(Message(ROLES[turn["role"]], turn["content"]) for turn in row["messages"])
-    examples.append(Example(messages, where))
+    try:
+        examples.append(Example(messages_of(row, path.parent), where))
+    except InputError as error:
+        faults.append(f"{where}: messages: {error}")
 
 
 def faults_of(row: Any) -> Iterator[str]:
@@ -131,6 +141,7 @@ def faults_of(row: Any) -> Iterator[str]:
         yield from faults_of_turn(turn, f"messages[{index}]")
     if all(isinstance(turn, dict) and turn.get("role") not in ("assistant", "model") for turn in messages):
         yield "messages: found no assistant turn; expected at least one, it is what is learnt"
+    yield from faults_of_media(row)
 
 
 def faults_of_turn(turn: Any, field_name: str) -> Iterator[str]:
@@ -142,20 +153,18 @@ def faults_of_turn(turn: Any, field_name: str) -> Iterator[str]:
     if not isinstance(role, str) or role not in ROLES:
         found = "none" if "role" not in turn else repr(role)
         yield f"{field_name}.role: found {found}; expected {', '.join(ROLES)}"
-    if not isinstance(content, str):
-        found = "none" if "content" not in turn else kind(content)
-        yield f"{field_name}.content: found {found}; expected a string"
-    elif not content.strip():
+    if isinstance(content, list):
+        yield from faults_of_items(content, f"{field_name}.content")
+    else:
+        yield from faults_of_text(turn, "content", field_name, expected="a string or a list of items")
+    if is_blank(content):
         yield f"{field_name}.content: found no text; expected some"
-    elif lone := next((letter for letter in content if "\ud800" <= letter <= "\udfff"), None):
-        yield (
-            f"{field_name}.content: found half of a surrogate pair (\\u{ord(lone):04x}) at character"
-            f" {content.index(lone) + 1}; expected text that can be written as UTF-8"
+
+
+def is_blank(content: Any) -> bool:
+    """Whether a turn says nothing and shows nothing."""
+    if isinstance(content, list):
+        return all(
+            isinstance(item, dict) and item.get("type") == "text" and is_blank(item.get("text")) for item in content
         )
-
-
-def kind(value: Any) -> str:
-    """What a JSON value is, in words, with its beginning."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    name = names.get(type(value), "a number")
-    return name if value is None or isinstance(value, dict | list) else f"{name} ({str(value)[:40]!r})"
+    return isinstance(content, str) and not content.strip()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,11 +13,13 @@ import torch
 from torch import nn
 
 from model.slicing.spec import SliceSpec
+from trainer.data.ahead import Ahead
 from trainer.data.batch import IGNORED, Batch
-from trainer.data.collate import collate
+from trainer.data.collate import Collator
 from trainer.data.example import Example
 from trainer.data.supervise import TokenRow
 from trainer.loss import token_loss_sum
+from trainer.soft_tokens import SharedTowers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,19 +76,48 @@ def score_batch(model: nn.Module, batch: Batch, spec: SliceSpec) -> Score:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, rows: Sequence[TokenRow], spec: SliceSpec, *, batch_size: int, pad_id: int) -> Score:
-    """The score of ``rows`` under ``spec``; ``model`` is left in the mode, training or not, it was in."""
+def evaluate(
+    model: nn.Module,
+    rows: Sequence[TokenRow],
+    specs: Sequence[SliceSpec],
+    *,
+    collator: Collator,
+    batch_size: int,
+    towers: SharedTowers | None = None,
+    workers: int = 0,
+) -> list[Score]:
+    """The score of ``rows`` under each of ``specs``; ``model`` is left in the mode, training or not, it was in.
+
+    Args:
+        model: Called as ``model(inputs, spec=spec).logits``.
+        rows: Conversations as tokens.
+        specs: The sub-models to measure.
+        collator: Makes batches of rows.
+        batch_size: Rows in a batch.
+        towers: The model's, to run once for all specs; None where no row has media.
+        workers: Threads that make batches ahead.
+
+    Raises:
+        InputError: A medium cannot be decoded.
+    """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    score = Score()
+    scores = [Score()] * len(specs)
     # By length, so that little is padding; the score does not depend on the order.
     by_length = sorted(rows, key=lambda row: len(row.ids))
-    for start in range(0, len(by_length), batch_size):
-        batch = collate(by_length[start : start + batch_size], pad_id=pad_id).to(device)
-        score += score_batch(model, batch, spec)
+    batches = Ahead(
+        lambda start: collator(by_length[start : start + batch_size]),
+        stride=batch_size, end=len(by_length), workers=workers,
+    )  # fmt: skip
+    with contextlib.closing(batches):
+        for start in range(0, len(by_length), batch_size):
+            batch = batches(start).to(device)
+            if towers is not None:
+                batch = towers.encode(batch)
+            scores = [score + score_batch(model, batch, spec) for score, spec in zip(scores, specs, strict=True)]
     model.train(was_training)
-    return score
+    return scores
 
 
 def majority_accuracy(train: Iterable[Example], validation: Sequence[Example]) -> float:

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from tests.trainer.parts import rows, spelling
 from trainer.data.batch import IGNORED
-from trainer.data.collate import collate
+from trainer.data.collate import Collator
 from trainer.data.loader import Loader
 
 ROWS = rows(spelling(11))
 
 
 def loader(*, batch_size: int, seed: int = 0, shuffle: bool = True) -> Loader:
-    return Loader(ROWS, batch_size=batch_size, seed=seed, pad_id=0, shuffle=shuffle)
+    return Loader(ROWS, batch_size=batch_size, seed=seed, collator=Collator(0), shuffle=shuffle)
 
 
 def places(loader: Loader, position: int, *, process: int = 0) -> list[str]:
@@ -47,7 +47,7 @@ def test_a_micro_batch_may_reach_over_the_end_of_an_epoch() -> None:
 
 def test_labels_are_the_next_tokens_where_the_assistant_wrote_them() -> None:
     row = ROWS[0]
-    batch = collate([row], pad_id=0)
+    batch = Collator(0)([row])
     expected = torch.where(row.supervised, row.ids, IGNORED)[1:]
     assert batch.labels[0].tolist() == expected.tolist()
     assert batch.inputs.ids[0].tolist() == row.ids[:-1].tolist()
@@ -55,7 +55,7 @@ def test_labels_are_the_next_tokens_where_the_assistant_wrote_them() -> None:
 
 def test_rows_of_different_lengths_are_padded_on_the_right() -> None:
     short, long = sorted(ROWS, key=lambda row: len(row.ids))[:: len(ROWS) - 1]
-    batch = collate([short, long], pad_id=0)
+    batch = Collator(0)([short, long])
     real = len(short.ids) - 1
     assert batch.inputs.mask.sum(dim=1).tolist() == [real, len(long.ids) - 1]
     assert not batch.inputs.ids[0, real:].any()
@@ -63,7 +63,7 @@ def test_rows_of_different_lengths_are_padded_on_the_right() -> None:
 
 
 def test_a_batch_counts_its_tokens() -> None:
-    batch = collate(ROWS[:3], pad_id=0)
+    batch = Collator(0)(ROWS[:3])
     assert batch.supervised_tokens == sum(int(row.supervised.sum()) for row in ROWS[:3])
     assert batch.tokens == sum(len(row.ids) - 1 for row in ROWS[:3])
     assert batch.examples == 3

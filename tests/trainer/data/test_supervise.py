@@ -9,8 +9,10 @@ from tokenizers import models, pre_tokenizers
 
 from model.errors import InputError
 from model.processor.chat import Message, Role, render
+from model.processor.processor import Processor
 from model.processor.tokenizer import Tokenizer
-from tests.trainer.parts import CHARACTERS, SPECIAL, conversation, tiny_tokenizer
+from tests.tiny import tiny_config
+from tests.trainer.parts import CHARACTERS, SPECIAL, conversation, tiny_processor, tiny_tokenizer
 from trainer.data.example import Example
 from trainer.data.sources import LongRows
 from trainer.data.supervise import TokenRow, supervise, tokenize
@@ -48,26 +50,26 @@ def test_a_token_that_reaches_into_the_prompt_is_not_learnt() -> None:
 
 def test_examples_and_rows_stay_in_step_when_long_ones_are_skipped() -> None:
     examples = [conversation("a", "b", where="x:1"), conversation("a" * 50, "b", where="x:2"), conversation("c", "d")]
-    kept = tokenize(examples, tiny_tokenizer(), max_length_tokens=30, long_rows=LongRows.skip)
+    kept = tokenize(examples, tiny_processor(), max_length_tokens=30, long_rows=LongRows.skip)
     assert [row.where for row in kept.rows] == [example.where for example in kept.examples] == ["x:1", "here:1"]
     assert kept.num_skipped == 1
 
 
 def test_a_long_row_is_refused_with_its_place_and_length() -> None:
     with pytest.raises(InputError, match=r"x:2: messages: found \d+ tokens; expected at most 30 .*long_rows=skip"):
-        tokenize([conversation("a" * 50, "b", where="x:2")], tiny_tokenizer(), max_length_tokens=30,
+        tokenize([conversation("a" * 50, "b", where="x:2")], tiny_processor(), max_length_tokens=30,
                  long_rows=LongRows.refuse)  # fmt: skip
 
 
 def test_nothing_left_after_skipping_is_an_error() -> None:
     with pytest.raises(InputError, match=r"none of 1 rows is left, 1 of them being longer than 5 tokens"):
-        tokenize([conversation("a", "b")], tiny_tokenizer(), max_length_tokens=5, long_rows=LongRows.skip)
+        tokenize([conversation("a", "b")], tiny_processor(), max_length_tokens=5, long_rows=LongRows.skip)
 
 
 def test_turns_in_a_wrong_order_are_reported_with_their_place() -> None:
     twice = Example((Message(Role.user, "a"), Message(Role.user, "b"), Message(Role.assistant, "c")), "x:9")
     with pytest.raises(InputError, match=r"1 of 1 rows cannot be used.*\nx:9: messages: "):
-        tokenize([twice], tiny_tokenizer(), max_length_tokens=99, long_rows=LongRows.refuse)
+        tokenize([twice], tiny_processor(), max_length_tokens=99, long_rows=LongRows.refuse)
 
 
 def test_a_row_with_nothing_to_learn_is_refused() -> None:
@@ -77,5 +79,6 @@ def test_a_row_with_nothing_to_learn_is_refused() -> None:
     tokens = SPECIAL[:-1]
     backend.add_special_tokens(tokens)
     tokenizer = Tokenizer(backend.to_str().encode(), {})
+    processor = Processor(tokenizer, None, None, tiny_config())
     with pytest.raises(InputError, match="found no token of the assistant's; expected at least one"):
-        tokenize([conversation("a", "b")], tokenizer, max_length_tokens=99, long_rows=LongRows.refuse)
+        tokenize([conversation("a", "b")], processor, max_length_tokens=99, long_rows=LongRows.refuse)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -12,11 +13,18 @@ from model.inputs import Inputs
 from model.slicing.spec import SliceSpec
 from tests.tiny import TINY_TEXT, tiny_model
 from tests.trainer.parts import SLICES, conversation, rows, spelling
+from trainer.data.collate import Collator
 from trainer.data.supervise import TokenRow
 from trainer.evaluation.held_out import Score, evaluate, majority_accuracy
 
 FULL = SliceSpec.full(TINY_TEXT)
 SPECS = {name: SliceSpec.resolve(written, TINY_TEXT) for name, written in SLICES.items()}
+
+
+def measured(of: Sequence[TokenRow], spec: SliceSpec = FULL, *, batch_size: int) -> Score:
+    """The tiny model's score."""
+    (score,) = evaluate(tiny_model(), of, [spec], collator=Collator(0), batch_size=batch_size)
+    return score
 
 
 def with_greedy_answer(row: TokenRow, spec: SliceSpec) -> TokenRow:
@@ -35,27 +43,25 @@ def test_an_example_is_exact_if_greedy_decoding_would_say_it(name: str) -> None:
     wrong = decoded[0].ids.clone()
     wrong[-1] = (wrong[-1] + 1) % TINY_TEXT.vocab_size
     other = TokenRow(wrong, decoded[0].supervised, "")
-    score = evaluate(tiny_model(), [*decoded, other], SPECS[name], batch_size=2, pad_id=0)
+    score = measured([*decoded, other], SPECS[name], batch_size=2)
     assert (score.exact, score.examples, score.accuracy) == (4, 5, 0.8)
 
 
 def test_the_score_does_not_depend_on_the_batch_size() -> None:
-    one, many = (evaluate(tiny_model(), rows(spelling(7)), FULL, batch_size=size, pad_id=0) for size in (1, 5))
+    one, many = (measured(rows(spelling(7)), batch_size=size) for size in (1, 5))
     assert one.loss == pytest.approx(many.loss, rel=1e-5)  # float32 sums in another order
     assert (one.exact, one.examples, one.supervised_tokens) == (many.exact, many.examples, many.supervised_tokens)
 
 
 def test_the_score_of_all_is_the_sum_of_the_scores_of_the_parts() -> None:
     all_rows = rows(spelling(6))
-    first, second, both = (
-        evaluate(tiny_model(), part, FULL, batch_size=1, pad_id=0) for part in (all_rows[:2], all_rows[2:], all_rows)
-    )
+    first, second, both = (measured(part, batch_size=1) for part in (all_rows[:2], all_rows[2:], all_rows))
     assert (first + second).loss == pytest.approx(both.loss, rel=1e-12)  # the same float64 terms in another order
 
 
 def test_measuring_leaves_the_model_in_training_mode_and_without_gradients() -> None:
     model = tiny_model().train()
-    evaluate(model, rows(spelling(2)), FULL, batch_size=2, pad_id=0)
+    evaluate(model, rows(spelling(2)), [FULL], collator=Collator(0), batch_size=2)
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
 
