@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from PIL import Image, ImageOps
 from model.errors import InputError
 from model.processor.source import contents, digest_of, identity, named, opened
 
-IMAGE_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")
 MAX_PIXELS = 100_000_000  # 300 MB once decoded; a bomb of a few kilobytes can claim any size
 ORIENTATION = 0x0112  # EXIF tag
 MAX_CHANNELS = 32  # more columns than this are samples lying the wrong way round
@@ -236,17 +237,24 @@ def opened_image(source: Path | str | bytes, name: str) -> Iterator[Image.Image]
     with opened(source, name) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what Pillow warns of is refused here, or of no consequence for pixels
         try:
-            image = Image.open(file, formats=IMAGE_FORMATS)
+            image = Image.open(file, formats=formats())
         except Image.DecompressionBombError as error:
             raise InputError(f"{name}: {error}; at most {MAX_PIXELS:,} are read; make it smaller") from None
         except Exception as error:  # broken headers raise whatever the format's reader stumbles over
             raise InputError(
-                f"{name}: damaged, or no image of a kind that is read ({', '.join(IMAGE_FORMATS)});"
+                f"{name}: damaged, or no image of a kind that is read ({', '.join(formats())});"
                 f" convert or fetch it again ({type(error).__name__})"
             ) from None
         with image:
             check_size(image, name)
             yield image
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """Those of the formats that this build of Pillow reads; in order, so that an unlikely one is never tried first."""
+    Image.init()
+    return tuple(name for name in IMAGE_FORMATS if name in Image.OPEN)
 
 
 def check_size(image: Image.Image, name: str) -> None:
@@ -300,7 +308,7 @@ def check_pixels(array: np.ndarray, name: str) -> np.ndarray:
         return (array >> 8).astype(np.uint8)
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
-    if not np.issubdtype(array.dtype, np.floating) or array.min() < 0 or array.max() > 1:
+    if not np.issubdtype(array.dtype, np.floating) or not ((array >= 0) & (array <= 1)).all():  # nor NaN
         extent = f"{array.min()} to {array.max()}" if np.issubdtype(array.dtype, np.number) else "no numbers"
         raise InputError(
             f"{name}: has values of {array.dtype} ({extent}); they must be uint8, uint16, or fractions in [0, 1]"
@@ -347,11 +355,11 @@ def check_samples(array: np.ndarray, name: str) -> Shaped[np.ndarray, "samples c
         raise InputError(
             f"{name}: has samples of {array.dtype}; they must be int16, int32, or fractions of full scale (float)"
         )
-    if array.ndim == 2 and array.shape[0] < array.shape[1]:
+    if array.ndim == 2 and 0 < array.shape[0] < array.shape[1]:
         raise InputError(
             f"{name}: has shape {array.shape}, more channels than samples; turn it with .T if the channels come first"
         )
-    return array.reshape(len(array), -1)
+    return array if array.ndim == 2 else array[:, None]
 
 
 def full_scale(samples: Shaped[np.ndarray, "samples channels"]) -> Float[np.ndarray, "samples channels"]:
