@@ -135,7 +135,8 @@ class LocalAttention(nn.Module):
     ) -> Float[Tensor, "clips frames dim"]:
         """What each frame gathers from its span; frames without a visible one gather something finite."""
         heads = (self.heads, -1)
-        queries = self.q_proj(x).unflatten(-1, heads) * self.query_scale().type_as(x)
+        queries = self.q_proj(x).unflatten(-1, heads)
+        queries = queries * self.query_scale().type_as(queries)  # under autocast, not the dtype of x
         keys = self.window.stretches(self.k_proj(x).unflatten(-1, heads))  # clips chunks heads head_dim stretch
         values = self.window.stretches(self.v_proj(x).unflatten(-1, heads))
 

@@ -109,7 +109,7 @@ def test_soft_tokens_and_all_gradients_equal_the_reference(shape: str, frames: i
     assert_equal_up_to(2e-5, ours, theirs)
 
 
-@pytest.mark.parametrize("frames", LENGTHS)
+@pytest.mark.parametrize("frames", [1, 13, 97, 131])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_in_float64_nothing_differs_but_the_last_digits(
     shape: str, frames: int, monkeypatch: pytest.MonkeyPatch

@@ -164,6 +164,18 @@ def test_bfloat16_is_finite_and_near_float32() -> None:
     assert all(g.isfinite().all() for g in gradients(tower, soft.features.square().sum()).values())
 
 
+def test_under_autocast_soft_tokens_are_near_float32_and_gradients_finite() -> None:
+    tower, clips = random_tower(tiny_audio()), Audio.of(clips_of(tiny_audio()))
+    with torch.no_grad():
+        exact = tower(clips.frames, clips.mask).features
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = tower(clips.frames, clips.mask).features
+    assert (features - exact).norm() <= 0.05 * exact.norm()
+    found = gradients(tower, features.float().square().sum())
+    assert found.keys() == dict(tower.named_parameters()).keys()
+    assert all(gradient.isfinite().all() for gradient in found.values())
+
+
 def test_a_statistic_of_the_convolutions_norm_is_float32_in_a_bfloat16_tower() -> None:
     norm = random_tower(tiny_audio()).subsample_conv_projection.conv_0.norm
     x = torch.randn(1, 8, 600, 4, generator=torch.Generator().manual_seed(0)) + 5.0
