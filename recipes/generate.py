@@ -1,18 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answer a prompt with a checkpoint, or with a sub-model of it. The answer alone goes to standard output."""
+"""Answer a prompt of text, images and sound with a checkpoint, or with a sub-model of it.
+
+The answer alone goes to standard output.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from model.config import ModelConfig
-from model.errors import InputError
-from model.generation.generate import generate, pad_left
-from model.processor.chat import Message, Role, render
+from model.errors import ConfigError, InputError
+from model.generation.generate import check_prompts, generate, pad_left
+from model.inputs import Inputs
+from model.processor.chat import AUDIO_MARKS, IMAGE_MARKS, Message, Role
+from model.processor.media import Picture, Recording
+from model.processor.processor import Processor
 from model.processor.tokenizer import Tokenizer
 from model.slicing.spec import SliceSpec
-from recipes.build import build_adapted, build_tokenizer, find_checkpoint, find_device
+from recipes.build import build_adapted, find_checkpoint, find_device
 from recipes.program import start
 from recipes.schema import GenerateRecipe
 
@@ -21,35 +30,112 @@ UNFINISHED = "\ufffd"  # what the bytes of a character decode to before its last
 
 def run(recipe: GenerateRecipe) -> None:
     """Print the answer as it comes."""
-    prompt = read_prompt(recipe.prompt)
+    pictures = [Picture(file) for file in files_of("image", recipe.image)]
+    recordings = [Recording(file) for file in files_of("audio", recipe.audio)]
+    prompt = read_prompt(recipe.prompt, has_media=bool(pictures or recordings))
     checkpoint = find_checkpoint(recipe.checkpoint)
     config = ModelConfig.read(checkpoint)
+    if recipe.modalities is not None:
+        config = config.only(recipe.modalities)
     spec = SliceSpec.resolve(recipe.slice, config.text)
-    tokenizer = build_tokenizer(None, checkpoint, config.text)
-    system = [] if recipe.system is None else [Message(Role.system, recipe.system)]
-    rendered = render([*system, Message(Role.user, prompt)], add_generation_prompt=True)
-    device = find_device(recipe.device)
-    model = build_adapted(checkpoint, recipe.adapter_path, dtype=recipe.precision.dtype, device=device)
+    processor = Processor.read(checkpoint, config, long_audio=recipe.long_audio)
+    # Everything that can be wrong with the prompt is found before the weights are read.
+    inputs = prepare(
+        processor, [*system_message(recipe.system), *user_message(processor, prompt, pictures, recordings)]
+    )
+    check_prompts(inputs, recipe.generation, config.text.max_position_embeddings)
 
+    device = find_device(recipe.device)
+    model = build_adapted(
+        checkpoint, recipe.adapter_path, dtype=recipe.precision.dtype, device=device, modalities=config.modalities
+    )  # fmt: skip
+    tokenizer = processor.tokenizer
     stop_ids = {tokenizer.end_of_turn_id, *config.text.eos_token_id}
-    inputs = pad_left([tokenizer.encode(rendered.text)], tokenizer.pad_id, device=device)
-    tokens = generate(model, inputs, sampling=recipe.generation, stop_ids=stop_ids, spec=spec)
+    tokens = generate(model, inputs.to(device), sampling=recipe.generation, stop_ids=stop_ids, spec=spec)
     ids = (int(token) for token in tokens)
     for piece in decode_as_it_comes((token for token in ids if token not in stop_ids), tokenizer):
         print(piece, end="", flush=True)
     print()
 
 
-def read_prompt(written: str | None) -> str:
-    """The prompt, from the command line or from standard input.
+def files_of(key: str, written: Any) -> list[str]:
+    """The files that ``image=`` or ``audio=`` names: one, several, or none.
 
     Raises:
-        InputError: There is none.
+        ConfigError: It is neither a text nor a list of texts.
     """
+    files = [] if written is None else written if isinstance(written, list) else [written]
+    if not all(isinstance(file, str) and file.strip() for file in files):
+        raise ConfigError(f"{key} is {written!r}; it must be a file or a list of files, as in {key}=a or {key}=[a,b]")
+    return files
+
+
+def read_prompt(written: str | None, *, has_media: bool) -> str:
+    """The prompt's text, from the command line or from standard input; beside media there may be none.
+
+    Raises:
+        InputError: There is none, and no image or sound either.
+    """
+    if written is None and has_media and sys.stdin.isatty():
+        return ""  # nobody is asked to type what need not be there
     prompt = sys.stdin.read() if written is None else written
-    if not prompt.strip():
-        raise InputError("prompt is empty; give prompt='…', or text on standard input")
+    if not prompt.strip() and not has_media:
+        raise InputError("prompt is empty; give prompt='…', text on standard input, image=FILE or audio=FILE")
     return prompt
+
+
+def system_message(text: str | None) -> list[Message]:
+    """The instruction, if there is one."""
+    return [] if text is None else [Message(Role.system, text)]
+
+
+def user_message(
+    processor: Processor, prompt: str, pictures: Sequence[Picture], recordings: Sequence[Recording]
+) -> tuple[Message, ...]:
+    """The prompt with its media: where it has placeholders for them, or before it, images first.
+
+    Raises:
+        InputError: It has placeholders of a medium, but not as many as there are items.
+    """
+    image, audio = processor.image_marks or IMAGE_MARKS, processor.audio_marks or AUDIO_MARKS
+    places_images, places_sound = image.placeholder in prompt, audio.placeholder in prompt
+    before = (*(() if places_images else pictures), *(() if places_sound else recordings))
+    with about("prompt"):
+        return processor.place_media(
+            [Message(Role.user, (*before, prompt) if before else prompt)],
+            pictures if places_images else (),
+            recordings if places_sound else (),
+        )
+
+
+def prepare(processor: Processor, messages: Sequence[Message]) -> Inputs:
+    """The conversation as the model takes it, media decoded.
+
+    Raises:
+        InputError: A text cannot be written, or a medium not be read or not be taken by the model.
+    """
+    for message in messages:
+        for key, media in (("image", message.pictures), ("audio", message.recordings)):
+            for medium in media:
+                with about(key):
+                    processor.check([Message(Role.user, (medium,))])
+    with about("prompt"):
+        rendered = processor.render(messages, add_generation_prompt=True)
+    with about("image"):
+        images = processor.pixels(rendered.pictures)
+    with about("audio"):
+        audio = processor.frames(rendered.recordings)
+    inputs = pad_left([processor.tokenizer.encode(rendered.text)], processor.tokenizer.pad_id)
+    return dataclasses.replace(inputs, images=images, audio=audio)
+
+
+@contextmanager
+def about(key: str) -> Iterator[None]:
+    """Let an error say which argument it is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from None
 
 
 def decode_as_it_comes(ids: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:

@@ -26,6 +26,7 @@ from recipes.wording import FROM_DISK, REFUSALS, check_keys, explain, explain_mi
 FULL_ERROR = "HYDRA_FULL_ERROR"
 REFUSED, INTERRUPTED, CLOSED = 2, 130, 141  # exit status; the last two are the shell's for Ctrl-C and a closed pipe
 FREE_TEXT = ("prompt", "system")  # keys whose value is meant to the letter
+FILES = ("image", "audio")  # keys whose value is a file name, or a list of them
 
 
 def start(name: str, run: Callable[[Any], None], arguments: Sequence[str]) -> int:
@@ -109,7 +110,8 @@ def is_override(word: str) -> bool:
 def quote_free_text(argument: str) -> str:
     """Spare the user Hydra's grammar where any character may be part of the value."""
     key, equals, value = argument.partition("=")
-    if key not in FREE_TEXT or not equals or value == "null":
+    is_free = key in FREE_TEXT or (key in FILES and not value.startswith("["))
+    if not is_free or not equals or value == "null":
         return argument
     return f"{key}={quote(value)}"
 

@@ -63,7 +63,7 @@ def generate(
             and placeholders do not belong together.
     """
     config = model.config.text
-    check(inputs, sampling, config.max_position_embeddings)
+    check_prompts(inputs, sampling, config.max_position_embeddings)
     unsaid = torch.tensor(ids_of_media(model.config), dtype=torch.long, device=inputs.ids.device)
     random = torch.Generator().manual_seed(sampling.seed)
     stops = torch.tensor(sorted(stop_ids), dtype=inputs.ids.dtype, device=inputs.ids.device)
@@ -118,7 +118,7 @@ def until_stop(ids: list[int], stop_ids: Collection[int]) -> list[int]:
     return ids[:end]
 
 
-def check(inputs: Inputs, sampling: SamplingConfig, max_positions: int) -> None:
+def check_prompts(inputs: Inputs, sampling: SamplingConfig, max_positions: int) -> None:
     """Raise InputError where generation could not give what it promises."""
     if inputs.ids.numel() == 0 or not bool(inputs.mask[:, -1].all()):
         raise InputError(

@@ -11,8 +11,8 @@ import pytest
 from model.adapter.lora import AdapterConfig, attach, save_adapter
 from model.checkpoint.writer import save
 from recipes.cli import main
-from tests.tiny import tiny_model
-from tests.trainer.parts import tiny_tokenizer, write_jsonl
+from tests.tiny import tiny_model, tiny_multimodal_config
+from tests.trainer.parts import picture_bytes, sound_bytes, tiny_media_processor, tiny_tokenizer, write_jsonl
 
 WORDS = ("abc", "hello", "you", "z")
 SHORT = ["slice=full", "slice.name=short", "slice.skip_layers=[3,4,5]", "slice.ffn_widths=[24]"]
@@ -24,6 +24,30 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("weights") / "tiny"
     save(tiny_model(), directory, extras=tiny_tokenizer().write)
     return directory
+
+
+@pytest.fixture(scope="session")
+def media_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the tiny model with both towers, with its processor."""
+    directory = tmp_path_factory.mktemp("weights") / "media"
+    save(tiny_model(tiny_multimodal_config()), directory, extras=tiny_media_processor().write)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image file, named as cameras and people do."""
+    path = tmp_path_factory.mktemp("media") / "my, picture (1)=x.png"
+    path.write_bytes(picture_bytes(3))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sound file of half a second."""
+    path = tmp_path_factory.mktemp("media") / "tone.wav"
+    path.write_bytes(sound_bytes(440))
+    return path
 
 
 @pytest.fixture(scope="session")
