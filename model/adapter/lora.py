@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from model.adapter.targets import TargetSet, resolve_targets, travelling_names
 from model.checkpoint.directory import whole_directory
 from model.checkpoint.load import misfit
-from model.checkpoint.names import TOKEN_TABLE, ours, text_only, unused
+from model.checkpoint.names import TOKEN_TABLE, modality_of, ours, text_only, unused
 from model.checkpoint.writer import METADATA, check_plain
 from model.config import ModelConfig, TextConfig
 from model.errors import CheckpointError, ConfigError
@@ -143,6 +143,7 @@ def load_adapter(model: Gemma3n, directory: Path | str, *, trainable: bool = Fal
     check_plain(model, str(directory))
     lora, tensors = read_adapter(directory, model.config.text)
     refuse_uncalled(directory, tensors)
+    refuse_absent(directory, tensors, model.config)
     lora.inference_mode = not trainable
     lora.task_type = None  # PEFT's task classes expect transformers' call signature
     try:
@@ -263,6 +264,16 @@ def refuse_uncalled(directory: Path, tensors: Iterable[str]) -> None:
             f"{directory}: adapts '{uncalled[0]}', whose weight is clipped and used in a layer that the model"
             " never calls, so the adapter would do nothing until it is merged; merge it in transformers and load"
             f" the result, or train it without {' and '.join(UNCALLED)}"
+        )
+
+
+def refuse_absent(directory: Path, tensors: Iterable[str], config: ModelConfig) -> None:
+    """Raise CheckpointError for factors of a tower, or its embedder, that the model does not have."""
+    adapted = {modality_of(module) for module in adapted_modules(tensors)}
+    if absent := sorted(adapted - set(config.modalities)):
+        raise CheckpointError(
+            f"{directory}: adapts the model's {' and '.join(absent)} part, but this model has"
+            f" {', '.join(config.modalities)}; load the base with all its modalities"
         )
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from model.adapter.targets import travelling_name, travelling_names
 from model.checkpoint.directory import whole_directory
-from model.checkpoint.names import like, ours
+from model.checkpoint.names import like, modality_of, ours, text_only
 from model.checkpoint.reader import sha256
 from model.checkpoint.writer import METADATA
 from model.config import TextConfig
@@ -29,6 +29,7 @@ from model.errors import CheckpointError, SliceError
 from model.slicing.checkpoint import LINEAGE_FILE
 from model.slicing.cuts import Placement, place
 from model.slicing.spec import SliceSpec
+from model.tower_config import Modality
 
 ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of every tensor in a PEFT file
@@ -57,14 +58,26 @@ SELECTIONS = ("exclude_modules", "layers_to_transform", "layers_pattern")
 LAYER_PATH = re.compile(r"(?P<before>(?:.*\.)?layers\.)(?P<layer>\d+)(?P<after>(?:\..*)?)")
 
 
-def slice_adapter(source: Path, target: Path, spec: SliceSpec, config: TextConfig, *, overwrite: bool = False) -> None:
+def slice_adapter(
+    source: Path,
+    target: Path,
+    spec: SliceSpec,
+    config: TextConfig,
+    *,
+    modalities: Iterable[Modality] | None = None,
+    overwrite: bool = False,
+) -> None:
     """Write the part of a LoRA adapter that belongs to the sub-model ``spec``, as a PEFT directory.
+
+    What it changes of towers is carried along whole.
 
     Args:
         source: A PEFT directory, trained on a model of ``config``.
         target: A directory that does not exist or is empty.
         spec: The part of the parent.
         config: The parent's text config.
+        modalities: What the sub-model takes in, where towers are left out of it; the adapter then loses what it
+            changes of those. None: all that the parent has.
         overwrite: Whether another adapter at ``target`` may be replaced.
 
     Raises:
@@ -76,9 +89,15 @@ def slice_adapter(source: Path, target: Path, spec: SliceSpec, config: TextConfi
     spec.check(config)
     written, tensors = read(source)
     refuse_uncuttable(source, written, tensors)
+    kept = set(Modality) if modalities is None else {Modality.text, *modalities}
+    tensors = {name: tensor for name, tensor in tensors.items() if modality_of(ours(weight_name(name))) in kept}
     sliced = dict(slice_tensors(tensors, spec, config))
+    if kept == {Modality.text}:  # the base becomes a text-only model, whose modules transformers names otherwise
+        sliced = {PREFIX + text_only(name.removeprefix(PREFIX)): tensor for name, tensor in sliced.items()}
     if not any(factor for _, factor in map(split, sliced)):
-        raise SliceError(f"slice '{spec.name}': {source} adapts none of the kept layers; nothing is left of it")
+        raise SliceError(
+            f"slice '{spec.name}': {source} adapts none of the kept layers and towers; nothing is left of it"
+        )
     lineage = {
         "spec": dataclasses.asdict(spec),
         "parent": {"sha256": {ADAPTER_WEIGHTS_FILE: sha256(source / ADAPTER_WEIGHTS_FILE)}},
