@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from model.vision.blocks import NORM_EPS, LayerScale, Maps, SameConv
+from model.vision.blocks import NORM_EPS, LayerScale, Maps, convolution
 from model.vision.norm import ChannelNorm
 from model.vision.stages import AttentionRow
 
@@ -26,10 +26,10 @@ class MultiQueryAttention(nn.Module):
     def __init__(self, channels: int, row: AttentionRow) -> None:
         super().__init__()
         self.head_dim, query_dim = row.head_dim, row.heads * row.head_dim
-        self.query = nn.Sequential(OrderedDict(proj=SameConv(channels, query_dim, kernel=1)))
+        self.query = nn.Sequential(OrderedDict(proj=convolution(channels, query_dim, kernel=1)))
         self.key = _coarsened(channels, row)
         self.value = _coarsened(channels, row)
-        self.output = nn.Sequential(OrderedDict(proj=SameConv(query_dim, row.channels, kernel=1)))
+        self.output = nn.Sequential(OrderedDict(proj=convolution(query_dim, row.channels, kernel=1)))
 
     def forward(self, x: Maps) -> Maps:
         """Every place looks at every place of the (coarser) grid."""
@@ -60,9 +60,9 @@ def _coarsened(channels: int, row: AttentionRow) -> nn.Sequential:
     """The way to keys or to values."""
     steps: OrderedDict[str, nn.Module] = OrderedDict()
     if row.kv_stride > 1:
-        steps["down_conv"] = SameConv(channels, channels, kernel=row.kernel, stride=row.kv_stride, groups=channels)
+        steps["down_conv"] = convolution(channels, channels, kernel=row.kernel, stride=row.kv_stride, groups=channels)
         steps["norm"] = ChannelNorm(channels, NORM_EPS)
-    steps["proj"] = SameConv(channels, row.head_dim, kernel=1)
+    steps["proj"] = convolution(channels, row.head_dim, kernel=1)
     return nn.Sequential(steps)
 
 

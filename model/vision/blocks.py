@@ -23,31 +23,32 @@ NewMaps = Float[Tensor, "images new_channels new_height new_width"]
 
 
 class SameConv(nn.Conv2d):
-    """A convolution whose output has ⌈size / stride⌉ rows and columns.
+    """A strided convolution that pads what it is given, so that it puts out ⌈size / stride⌉ rows and columns.
 
-    Missing padding is split evenly; of an odd amount the larger half goes to the end, so a strided
-    convolution looks at other pixels for even than for odd sizes.
+    Missing padding is split evenly; of an odd amount the larger half goes to the end, so it looks at
+    other pixels for even than for odd sizes. Made as torch's own (LoRA makes its factors of a layer's class).
 
     Source: TensorFlow's "SAME" padding.
     """
 
-    def __init__(self, ins: int, outs: int, *, kernel: int, stride: int = 1, groups: int = 1, bias: bool = False):
-        # Without a stride the padding is the same on both sides, and the convolution does it itself.
-        padding = kernel // 2 if stride == 1 else 0
-        super().__init__(ins, outs, kernel, stride, padding, groups=groups, bias=bias)
-
     def forward(self, input: Maps) -> NewMaps:  # noqa: A002 - the name nn.Conv2d gives it
-        """Pad where the stride asks for it, and convolve."""
-        if self.stride[0] > 1:
-            top, left = (self.missing(size) for size in input.shape[-2:])
-            input = F.pad(input, (left // 2, left - left // 2, top // 2, top - top // 2))  # noqa: A001
-        return super().forward(input)
+        """Pad and convolve."""
+        height, width = input.shape[-2:]
+        top, left = self.missing(height, axis=0), self.missing(width, axis=1)
+        return super().forward(F.pad(input, (left // 2, left - left // 2, top // 2, top - top // 2)))
 
-    def missing(self, size: int) -> int:
+    def missing(self, size: int, *, axis: int) -> int:
         """Rows (or columns) to add to ``size`` of them."""
-        stride, kernel = self.stride[0], self.kernel_size[0]
+        kernel, stride = self.kernel_size[axis], self.stride[axis]
         steps = (size - 1) // stride  # to the last place the kernel is put
         return max(0, steps * stride + kernel - size)
+
+
+def convolution(ins: int, outs: int, *, kernel: int, stride: int = 1, groups: int = 1, bias: bool = False) -> nn.Conv2d:
+    """A convolution that puts out ⌈size / stride⌉ rows and columns; without a stride torch's own padding does it."""
+    if stride > 1:
+        return SameConv(ins, outs, kernel, stride, groups=groups, bias=bias)
+    return nn.Conv2d(ins, outs, kernel, padding=kernel // 2, groups=groups, bias=bias)
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ def gelu(x: Tensor) -> Tensor:
 class ConvNorm(nn.Module):
     """A convolution and its norm."""
 
-    def __init__(self, conv: SameConv) -> None:
+    def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.conv = conv
         self.bn = ChannelNorm(conv.out_channels, NORM_EPS)
@@ -87,9 +88,9 @@ class EdgeResidual(nn.Module):
         super().__init__()
         wide = ins * row.expansion
         self.has_skip = row.stride == 1 and ins == row.channels
-        self.conv_exp = SameConv(ins, wide, kernel=row.kernel, stride=row.stride)
+        self.conv_exp = convolution(ins, wide, kernel=row.kernel, stride=row.stride)
         self.bn1 = ChannelNorm(wide, NORM_EPS)
-        self.conv_pwl = SameConv(wide, row.channels, kernel=1)
+        self.conv_pwl = convolution(wide, row.channels, kernel=1)
         self.bn2 = ChannelNorm(row.channels, NORM_EPS)
 
     def forward(self, x: Maps) -> NewMaps:
@@ -110,9 +111,9 @@ class InvertedBottleneck(nn.Module):
         start_stride = 1 if row.mid_kernel else row.stride
         self.has_skip = residual and row.stride == 1 and ins == row.channels
         self.dw_start = _depthwise(ins, row.start_kernel, start_stride)
-        self.pw_exp = ConvNorm(SameConv(ins, wide, kernel=1))
+        self.pw_exp = ConvNorm(convolution(ins, wide, kernel=1))
         self.dw_mid = _depthwise(wide, row.mid_kernel, row.stride)
-        self.pw_proj = ConvNorm(SameConv(wide, row.channels, kernel=1))
+        self.pw_proj = ConvNorm(convolution(wide, row.channels, kernel=1))
         self.layer_scale = LayerScale(row.channels) if residual else None
 
     def forward(self, x: Maps) -> NewMaps:
@@ -130,4 +131,4 @@ class InvertedBottleneck(nn.Module):
 def _depthwise(channels: int, kernel: int, stride: int) -> ConvNorm | None:
     if not kernel:
         return None
-    return ConvNorm(SameConv(channels, channels, kernel=kernel, stride=stride, groups=channels))
+    return ConvNorm(convolution(channels, channels, kernel=kernel, stride=stride, groups=channels))

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from model.errors import ConfigError
 from model.tower_config import VisionConfig
 from model.vision.attention import MobileAttention
-from model.vision.blocks import ConvNorm, EdgeResidual, InvertedBottleneck, SameConv, gelu
+from model.vision.blocks import ConvNorm, EdgeResidual, InvertedBottleneck, convolution, gelu
 from model.vision.fusion import FUSED_STAGES, MultiScaleFusion
 from model.vision.stages import Architecture, AttentionRow, EdgeRow, Row, architecture
 
@@ -55,7 +55,7 @@ class Encoder(nn.Module):
 
     def __init__(self, table: Architecture) -> None:
         super().__init__()
-        self.conv_stem = Stem(SameConv(COLOURS, table.stem_channels, kernel=3, stride=2, bias=True))
+        self.conv_stem = Stem(convolution(COLOURS, table.stem_channels, kernel=3, stride=2, bias=True))
         stages, channels = [], table.stem_channels
         for rows in table.stages:
             blocks = []

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from model.vision.attention import MobileAttention
-from model.vision.blocks import EdgeResidual, InvertedBottleneck, SameConv
+from model.vision.blocks import EdgeResidual, InvertedBottleneck, convolution
 from model.vision.norm import ChannelNorm
 from model.vision.stages import AttentionRow, BottleneckRow, EdgeRow
 
@@ -13,13 +13,13 @@ from model.vision.stages import AttentionRow, BottleneckRow, EdgeRow
 @pytest.mark.parametrize("size", range(1, 12))
 @pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (5, 1), (3, 2), (5, 2)])
 def test_a_convolution_puts_out_size_over_stride_rounded_up(kernel: int, stride: int, size: int) -> None:
-    conv = SameConv(2, 4, kernel=kernel, stride=stride)
+    conv = convolution(2, 4, kernel=kernel, stride=stride)
     steps = -(-size // stride)
     assert conv(torch.rand(1, 2, size, size + 1)).shape == (1, 4, steps, -(-(size + 1) // stride))
 
 
 def test_of_an_odd_amount_of_padding_the_larger_half_is_at_the_end() -> None:
-    conv = SameConv(1, 1, kernel=3, stride=2)
+    conv = convolution(1, 1, kernel=3, stride=2)
     torch.nn.init.ones_(conv.weight)
     # Even: one row and column of padding, at the end; odd: one at either end.
     assert torch.equal(conv(torch.ones(1, 1, 4, 4))[0, 0], torch.tensor([[9.0, 6.0], [6.0, 4.0]]))
@@ -57,3 +57,11 @@ def test_heads_share_keys_and_values_and_each_gives_its_own_part(kv_stride: int)
     shares = torch.einsum("nhdp,ndq->nhpq", queries, keys).div(2).softmax(-1)
     seen = torch.einsum("nhpq,ndq->nhdp", shares, values).flatten(1, 2).unflatten(2, (5, 4))
     torch.testing.assert_close(attention(x), attention.output(seen))
+
+
+def test_a_convolution_of_the_class_of_another_pads_alike() -> None:
+    # PEFT makes the first factor of a convolution's LoRA so.
+    of = convolution(3, 8, kernel=3, stride=2)
+    factor = type(of)(3, 2, 3, 2, 0, bias=False)
+    x = torch.rand(1, 3, 7, 10)
+    assert factor(x).shape[-2:] == of(x).shape[-2:]
