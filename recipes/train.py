@@ -24,7 +24,7 @@ from model.checkpoint.load import check_tensors
 from model.checkpoint.reader import Checkpoint
 from model.config import ModelConfig
 from model.errors import ConfigError
-from model.freezing import freeze
+from model.freezing import Part, freeze, modules_of
 from model.gemma3n import Gemma3n
 from model.processor.processor import Processor
 from model.slicing.spec import SliceSpec
@@ -87,7 +87,7 @@ def run(recipe: TrainRecipe) -> None:
     sinks = open_sinks(recipe.trainer, directory, console=Console(stderr=True), settings=described)
     with closed_on_failure(sinks):
         gemma, model, weights = build_trained(recipe, prepared)
-    begun = start_record(prepared, model, step=directory.resumed_step)
+    begun = start_record(prepared, gemma, model, step=directory.resumed_step)
     begun["steps_per_epoch"] = begun["train_rows"] / rows_per_step(recipe.trainer, accelerator)
     for sink in sinks:
         sink.write(begun)
@@ -224,20 +224,31 @@ def closed_on_failure(sinks: Sequence[Sink]) -> Iterator[None]:
         raise
 
 
-def start_record(prepared: Prepared, model: nn.Module, *, step: int) -> Record:
+def start_record(prepared: Prepared, gemma: Gemma3n, model: nn.Module, *, step: int) -> Record:
     """What a run is made of, as a record; ``step`` is the one it goes on from."""
     parameters = list(model.parameters())
-    validation = prepared.validation
+    parts = {part: [p for module in modules_of(gemma, part) for p in module.parameters()] for part in Part}
+    validation = prepared.validation or TokenRows([], [], 0)
     return {
         "kind": "start",
         "step": step,
-        "train_rows": len(prepared.train.rows),
-        "train_rows_skipped": prepared.train.num_skipped,
-        "validation_rows": 0 if validation is None else len(validation.rows),
-        "validation_rows_skipped": 0 if validation is None else validation.num_skipped,
+        **rows_in_numbers("train", prepared.train),
+        **rows_in_numbers("validation", validation),
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        **{f"trainable_parameters/{part}": sum(p.numel() for p in parts[part] if p.requires_grad) for part in Part},
         "total_parameters": sum(p.numel() for p in parameters),
         "specs": [spec.name for spec in prepared.sampler.levels],
+    }
+
+
+def rows_in_numbers(name: str, found: TokenRows) -> Record:
+    """How many rows there are, what is in them, and what became of those that were too long."""
+    return {
+        f"{name}_rows": len(found.rows),
+        f"{name}_rows_skipped": found.num_skipped,
+        f"{name}_rows_truncated": found.num_truncated,
+        f"{name}_rows_with_images": sum(bool(row.pictures) for row in found.rows),
+        f"{name}_rows_with_audio": sum(bool(row.recordings) for row in found.rows),
     }
 
 

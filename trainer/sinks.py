@@ -181,8 +181,8 @@ def in_words(record: Record) -> str:
         )
     if record["kind"] == "start":
         return (
-            f"{record['train_rows']} rows ({record['train_rows_skipped']} too long), validation"
-            f" {record['validation_rows']} ({record['validation_rows_skipped']} too long);"
+            f"{record['train_rows']} rows ({special_rows('train', record)}), validation"
+            f" {record['validation_rows']} ({special_rows('validation', record)});"
             f" {record['steps_per_epoch']:.1f} steps per epoch; {record['trainable_parameters']:,} of"
             f" {record['total_parameters']:,} parameters; trains {', '.join(record['specs'])}"
         )
@@ -192,3 +192,10 @@ def in_words(record: Record) -> str:
         f" ({record['supervised_tokens_per_second']:.0f} supervised)  {record['memory_bytes'] / 2**30:.2f} GiB"
         f"  {minutes}:{seconds:02d} to go"
     )
+
+
+def special_rows(name: str, record: Record) -> str:
+    """How many rows were too long, and what is special about others; what none of them is, is left out."""
+    special = {"truncated": "cut short", "with_images": "with images", "with_audio": "with sound"}
+    others = [f"{count} {said}" for key, said in special.items() if (count := record[f"{name}_rows_{key}"])]
+    return ", ".join([f"{record[f'{name}_rows_skipped']} too long", *others])

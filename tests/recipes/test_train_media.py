@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training and measuring on images and sound, as commands: what is trained, what is refused, what is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model.checkpoint.load import load
+from model.checkpoint.writer import save
+from model.gemma3n import Gemma3n
+from model.processor.processor import Processor
+from recipes.cli import main
+from tests.tiny import tiny_model, tiny_multimodal_config
+from tests.trainer.parts import picture_bytes, sound_bytes, tiny_media_processor, write_jsonl
+from trainer.metrics import Record
+from trainer.sinks import METRICS_FILE, read_records
+
+ANSWERS = ("abc", "hello", "you", "z")
+IMAGE, AUDIO = {"type": "image"}, {"type": "audio"}
+
+
+@pytest.fixture(scope="session")
+def media_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the tiny model with both towers, and its processor."""
+    directory = tmp_path_factory.mktemp("weights") / "media"
+    save(tiny_model(tiny_multimodal_config()), directory, extras=tiny_media_processor().write)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images and sound beside ``mixed.jsonl``, whose rows refer to them in every way there is."""
+    directory = tmp_path_factory.mktemp("data")
+    (directory / "media").mkdir()
+    for i in range(4):
+        (directory / f"media/{i}.png").write_bytes(picture_bytes(i))
+        (directory / f"media/{i}.wav").write_bytes(sound_bytes(200 + 50 * i, seconds=0.2 + 0.1 * i))
+    rows = [
+        row("no media", ANSWERS[0]),
+        row([IMAGE, {"type": "text", "text": "what"}], ANSWERS[1], images=["media/0.png"]),
+        row("<image_soft_token> or <image_soft_token>", ANSWERS[2], images=["media/1.png", "media/2.png"]),
+        row([{"type": "audio", "path": "media/0.wav"}], ANSWERS[3]),
+        row("<audio_soft_token> and <image_soft_token>", ANSWERS[0], images="media/3.png", audio="media/1.wav"),
+    ]
+    write_jsonl(directory / "mixed.jsonl", rows)
+    write_jsonl(directory / "text.jsonl", [row(f"say {answer}", answer) for answer in ANSWERS])
+    return directory
+
+
+def row(content: Any, answer: str, **fields: Any) -> dict[str, Any]:
+    """One conversation of a question and an answer."""
+    return {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}], **fields}
+
+
+@pytest.fixture
+def train(media_weights: Path, folder: Path, tmp_path: Path) -> Callable[..., int]:
+    """``matslice train`` for two steps of two micro-batches into ``tmp_path / "run"``; gives the exit status."""
+    words = [
+        "train", f"checkpoint={media_weights}", f"data.train=[{folder / 'mixed.jsonl'}]", "trainer=cpu",
+        f"trainer.output={tmp_path / 'run'}", "trainer.max_steps=2", "trainer.batch_size=3", "trainer.log_every=1",
+        "trainer.gradient_accumulation=2", "schedule.warmup_steps=0",
+    ]  # fmt: skip
+    return lambda *more: main([*words, *more])
+
+
+def records(run: Path) -> list[Record]:
+    """What a run told."""
+    return list(read_records(run / METRICS_FILE))
+
+
+def changed(before: Path, after: Path) -> set[str]:
+    """The parts of a model, as ``model.PART``, in which any weight differs."""
+    old, new = (dict(load(directory, dtype=torch.float32).named_parameters()) for directory in (before, after))
+    return {name.split(".")[1] for name in old if not torch.equal(old[name], new[name])}
+
+
+def test_training_every_weight_moves_towers_embedders_and_text(
+    train: Callable[..., int], media_weights: Path, tmp_path: Path
+) -> None:
+    assert train("adapter=none") == 0
+    found = changed(media_weights, tmp_path / "run" / "weights")
+    assert found == {"language_model", "vision_tower", "audio_tower", "embed_vision", "embed_audio"}
+
+
+def test_frozen_parts_stay_as_they_were(train: Callable[..., int], media_weights: Path, tmp_path: Path) -> None:
+    assert train("adapter=none", "freeze=[vision,audio,text]") == 0
+    assert changed(media_weights, tmp_path / "run" / "weights") == {"embed_vision", "embed_audio"}
+
+
+def test_trained_weights_are_written_with_the_files_of_the_processor(train: Callable[..., int], tmp_path: Path) -> None:
+    assert train("adapter=none", "freeze=[vision,audio,embedders]") == 0
+    model = load(tmp_path / "run" / "weights", dtype=torch.float32)
+    found = Processor.read(tmp_path / "run" / "weights", model.config)
+    ours = tiny_media_processor()
+    assert found.images == ours.images
+    assert found.audio == ours.audio
+    assert isinstance(model, Gemma3n)
+
+
+def test_the_start_record_counts_rows_with_media_and_what_is_trained(
+    train: Callable[..., int], folder: Path, tmp_path: Path
+) -> None:
+    assert train("adapter=none", "freeze=[audio]", f"data.validation=[{folder / 'mixed.jsonl'}]") == 0
+    begun, *others = records(tmp_path / "run")
+    assert (begun["train_rows"], begun["train_rows_with_images"], begun["train_rows_with_audio"]) == (5, 3, 2)
+    assert begun["trainable_parameters/audio"] == 0
+    parts = ("text", "vision", "audio", "embedders")
+    assert sum(begun[f"trainable_parameters/{part}"] for part in parts) == begun["trainable_parameters"]
+    assert all(begun[f"trainable_parameters/{part}"] > 0 for part in ("text", "vision", "embedders"))
+    assert others[-1]["kind"] == "validation"
+    assert others[-1]["examples"] == 5
+
+
+def test_a_model_is_measured_on_images_and_sound(
+    media_weights: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "rows.jsonl"
+    words = [f"checkpoint={media_weights}", f"files=[{folder / 'mixed.jsonl'}]", f"output={output}", "device=cpu"]
+    assert main(["evaluate", *words, "batch_size=2"]) == 0
+    (measured,) = map(json.loads, output.read_text(encoding="utf-8").splitlines())
+    assert measured["examples"] == 5
+    assert "full" in capsys.readouterr().out
