@@ -31,7 +31,7 @@ def run(recipe: MergeRecipe) -> None:
 
 
 def merge_into(checkpoint: Path, adapter: Path, output: Path) -> None:
-    """Write a checkpoint with the adapter's updates added, in the dtype it is stored in; towers are carried along.
+    """Write a checkpoint with the adapter's updates added, those of towers too, in the dtype it is stored in.
 
     Raises:
         CheckpointError: Checkpoint and adapter do not fit, or ``output`` is in use.
@@ -48,7 +48,7 @@ def merge_into(checkpoint: Path, adapter: Path, output: Path) -> None:
 
 
 def with_updates(source: Checkpoint, merged: Gemma3n) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a checkpoint, those of the text decoder from ``merged``."""
+    """The tensors of a checkpoint, those that the model computes with from ``merged``."""
     updated = dict(merged.named_parameters())
     for name in source.names():
         # A stored copy of the head stays one: no adapter that merges changes the token table.
