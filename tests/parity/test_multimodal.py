@@ -159,7 +159,7 @@ def test_in_bfloat16_hard_ids_are_the_reference_s_and_soft_tokens_are_within_a_h
     inputs = tiny_multimodal_inputs(CONFIG, "text image text audio text", "image audio", frames=(131,))
     reference, embedded = multimodal_reference_of(model), []
     reference.model.language_model.register_forward_pre_hook(
-        lambda _, arguments, named: embedded.append(named["inputs_embeds"]), with_kwargs=True
+        lambda *call: embedded.append(call[-1]["inputs_embeds"]), with_kwargs=True
     )
     given = {name: t.to(torch.bfloat16) if t.is_floating_point() else t for name, t in media(inputs).items()}
     reference(input_ids=inputs.ids, attention_mask=inputs.mask, **given)
