@@ -21,7 +21,7 @@ from model.processor.tokenizer import BOS, END_OF_TURN, START_OF_TURN
 CHAT_TEMPLATE = """\
 {{ bos_token }}{% set prefix = '' %}{% if messages[0]['role'] == 'system' %}\
 {% set said = messages[0]['content'] %}\
-{% set prefix = (said if said is string else said[0]['text']) + '\\n\\n' %}\
+{% set prefix = (said if said is string else said[0]['text'] if said else '') + '\\n\\n' %}\
 {% set messages = messages[1:] %}{% endif %}\
 {% for message in messages %}\
 {% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}\
