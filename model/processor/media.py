@@ -239,7 +239,8 @@ def opened_image(source: Path | str | bytes, name: str) -> Iterator[Image.Image]
         try:
             image = Image.open(file, formats=formats())
         except Image.DecompressionBombError as error:
-            raise InputError(f"{name}: {error}; at most {MAX_PIXELS:,} are read; make it smaller") from None
+            told = str(error).rstrip(".")
+            raise InputError(f"{name}: {told}; at most {MAX_PIXELS:,} are read; make it smaller") from None
         except Exception as error:  # broken headers raise whatever the format's reader stumbles over
             raise InputError(
                 f"{name}: damaged, or no image of a kind that is read ({', '.join(formats())});"
