@@ -36,8 +36,8 @@ SHAPES = {
     "far_past": tiny_audio(conf_attention_chunk_size=2, conf_attention_context_left=9, conf_conv_kernel_size=4),
     # Two layers: in a third, attention is so sure that what is left of its gradients is mostly rounding.
     "other_convolutions": tiny_audio(
-        conf_num_hidden_layers=2, conf_reduction_factor=2, sscp_conv_channel_size=(3, 5), sscp_conv_kernel_size=((5, 4), (2, 3)),
-        sscp_conv_stride_size=((3, 1), (1, 2)), input_feat_size=13,
+        conf_num_hidden_layers=2, conf_reduction_factor=2, input_feat_size=13, sscp_conv_channel_size=(3, 5),
+        sscp_conv_kernel_size=((5, 4), (2, 3)), sscp_conv_stride_size=((3, 1), (1, 2)),
     ),
     "other_numbers": tiny_audio(
         gradient_clipping=1.5, conf_attention_logit_cap=0.7, conf_residual_weight=0.3, rms_norm_eps=0.1,
