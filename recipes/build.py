@@ -25,6 +25,7 @@ from recipes.shape import ShapeConfig
 from trainer.config import Device
 from trainer.data.sources import LongRows, read_conversations
 from trainer.data.supervise import TRAINING_REMEDY, TokenRow, TokenRows, tokenize
+from trainer.soft_token_cache import SoftTokenCache
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
@@ -98,6 +99,15 @@ def build_adapted(
 def base_of(model: Gemma3n | PeftModel) -> Gemma3n:
     """The model itself, without what an adapter wraps around it."""
     return model if isinstance(model, Gemma3n) else cast(Gemma3n, model.get_base_model())
+
+
+def build_cache(
+    directory: Path | None, gemma: Gemma3n, processor: Processor, device: torch.device
+) -> SoftTokenCache | None:
+    """Where soft tokens of the model's towers are kept, if they are to be, and the model has any."""
+    if directory is None or not gemma.config.is_multimodal:
+        return None
+    return SoftTokenCache.of(directory, gemma, processor, device)
 
 
 def find_device(written: Device) -> torch.device:

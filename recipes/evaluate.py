@@ -17,6 +17,7 @@ from model.slicing.spec import SliceSpec
 from recipes.build import (
     base_of,
     build_adapted,
+    build_cache,
     build_processor,
     build_rows,
     find_checkpoint,
@@ -71,9 +72,12 @@ def measure(recipe: EvaluateRecipe) -> list[tuple[SliceSpec, Score]]:
         checkpoint, recipe.adapter_path, dtype=recipe.precision.dtype, device=find_device(recipe.device),
         modalities=config.modalities,
     )  # fmt: skip
+    gemma = base_of(model)
+    cache = build_cache(recipe.soft_token_cache, gemma, processor, find_device(recipe.device))
     scores = evaluate(
-        model, found.rows[: recipe.max_examples], specs, collator=Collator(processor.tokenizer.pad_id, processor),
-        batch_size=recipe.batch_size, towers=SharedTowers(base_of(model)), workers=recipe.workers,
+        model, found.rows[: recipe.max_examples], specs,
+        collator=Collator(processor.tokenizer.pad_id, processor, cache),
+        batch_size=recipe.batch_size, towers=SharedTowers(gemma, cache), workers=recipe.workers,
     )  # fmt: skip
     return list(zip(specs, scores, strict=True))
 

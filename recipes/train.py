@@ -28,7 +28,15 @@ from model.freezing import Part, freeze, modules_of
 from model.gemma3n import Gemma3n
 from model.processor.processor import Processor
 from model.slicing.spec import SliceSpec
-from recipes.build import build_model, build_processor, build_rows, find_checkpoint, find_config, resolve_sizes
+from recipes.build import (
+    build_cache,
+    build_model,
+    build_processor,
+    build_rows,
+    find_checkpoint,
+    find_config,
+    resolve_sizes,
+)  # fmt: skip
 from recipes.output import check_run_directory
 from recipes.program import start
 from recipes.schema import TrainRecipe
@@ -36,6 +44,7 @@ from trainer.checkpoint import WEIGHTS, Run, write_whole
 from trainer.config import Precision
 from trainer.data.collate import Collator
 from trainer.data.loader import Loader
+from trainer.data.media import fingerprint_of_media
 from trainer.data.sources import DataConfig, fingerprint
 from trainer.data.supervise import TokenRows
 from trainer.elastic import SliceSampler
@@ -49,6 +58,7 @@ from trainer.sinks import Sink, open_sinks
 from trainer.soft_tokens import SharedTowers
 from trainer.weights import Weights, adapter_weights, model_weights
 
+TOWERS = ("model.vision_tower.", "model.audio_tower.")
 CONFIG_FILE = "config.yaml"  # in the directory of the run
 
 
@@ -70,7 +80,7 @@ class Prepared:
     def has_media(self) -> bool:
         """Whether any row holds an image or sound."""
         kinds = (self.train,) if self.validation is None else (self.train, self.validation)
-        return any(row.pictures or row.recordings for found in kinds for row in found.rows)
+        return any(row.media for found in kinds for row in found.rows)
 
 
 def run(recipe: TrainRecipe) -> None:
@@ -78,7 +88,8 @@ def run(recipe: TrainRecipe) -> None:
     prepared = prepare(recipe)
     may_leave_unused = prepared.sampler.may_skip_layers or prepared.trains_media
     accelerator = start_processes(recipe.trainer, may_leave_unused=may_leave_unused)
-    described = identity(recipe, prepared)
+    # Only the first process compares it with what is there, and media may be gigabytes to read.
+    described = identity(recipe, prepared) if accelerator.is_main_process else {}
     directory = Run(
         recipe.trainer, described, accelerator=accelerator, told={"data.train": ", ".join(recipe.data.train)}
     )
@@ -87,6 +98,7 @@ def run(recipe: TrainRecipe) -> None:
     sinks = open_sinks(recipe.trainer, directory, console=Console(stderr=True), settings=described)
     with closed_on_failure(sinks):
         gemma, model, weights = build_trained(recipe, prepared)
+    cache = build_cache(recipe.data.soft_token_cache, gemma, prepared.processor, accelerator.device)
     begun = start_record(prepared, gemma, model, step=directory.resumed_step)
     begun["steps_per_epoch"] = begun["train_rows"] / rows_per_step(recipe.trainer, accelerator)
     for sink in sinks:
@@ -101,13 +113,14 @@ def run(recipe: TrainRecipe) -> None:
         sampler=prepared.sampler,
         loader=Loader(
             prepared.train.rows, batch_size=recipe.trainer.batch_size, seed=recipe.trainer.seed,
-            collator=Collator(prepared.processor.tokenizer.pad_id, prepared.processor), shuffle=recipe.data.shuffle,
+            collator=Collator(prepared.processor.tokenizer.pad_id, prepared.processor, cache),
+            shuffle=recipe.data.shuffle,
         ),
         validation=[] if prepared.validation is None else prepared.validation.rows,
         evaluated=prepared.evaluated,
         run=directory,
         sinks=sinks,
-        towers=SharedTowers(gemma),
+        towers=SharedTowers(gemma, cache),
         workers=recipe.data.workers if prepared.has_media else 0,
     ).fit()  # fmt: skip
     if accelerator.is_main_process:
@@ -139,16 +152,17 @@ def prepare(recipe: TrainRecipe) -> Prepared:
     processor = build_processor(recipe.tokenizer, checkpoint, config)
     if checkpoint is not None:
         check_tensors(Checkpoint.open(checkpoint), config.modalities)
-    trains_media = reaches_media(recipe, config)
+    trains_media = not all(name.startswith(DECODER) for name in trained_names(recipe, config))
     train, validation = read_data(recipe.data, processor)
     return Prepared(checkpoint, config, processor, schedule, sampler, evaluated, train, validation, trains_media)
 
 
-def reaches_media(recipe: TrainRecipe, config: ModelConfig) -> bool:
-    """Whether anything beside the text decoder is trained.
+def trained_names(recipe: TrainRecipe, config: ModelConfig) -> list[str]:
+    """What is trained: parameters, or modules that an adapter is put on.
 
     Raises:
-        ConfigError: A target of the adapter, or a part to freeze, is not there; or both are given.
+        ConfigError: A target of the adapter, or a part to freeze, is not there; or both are given; or what a tower
+            makes of its media is to be kept, but the tower is trained.
     """
     empty = Gemma3n.build(config, device="meta")
     if recipe.adapter is not None:
@@ -161,7 +175,14 @@ def reaches_media(recipe: TrainRecipe, config: ModelConfig) -> bool:
     else:
         freeze(empty, recipe.freeze)
         trained = [name for name, parameter in empty.named_parameters() if parameter.requires_grad]
-    return not all(name.startswith(DECODER) for name in trained)
+    towers = [name for name in trained if name.startswith(TOWERS)]
+    if recipe.data.soft_token_cache is not None and towers:
+        raise ConfigError(
+            f"data.soft_token_cache is set, but a tower is trained ('{towers[0]}'), and what it makes of images or"
+            " sound changes with every step; leave the cache out, or freeze the towers (freeze=[vision,audio], or an"
+            " adapter without them)"
+        )
+    return trained
 
 
 def read_data(data: DataConfig, processor: Processor) -> tuple[TokenRows, TokenRows | None]:
@@ -196,6 +217,7 @@ def identity(recipe: TrainRecipe, prepared: Prepared) -> dict[str, Any]:
         "trainer": recipe.trainer.identity,
         "data": {
             "train": fingerprint(recipe.data.train), "rows": len(prepared.train.rows), "shuffle": recipe.data.shuffle,
+            "media": fingerprint_of_media(medium for row in prepared.train.rows for medium in row.media),
         },
         "tokenizer": prepared.processor.tokenizer.fingerprint,
     }  # fmt: skip

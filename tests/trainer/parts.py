@@ -21,6 +21,7 @@ from torch import nn
 
 from model.adapter.lora import AdapterConfig, attach
 from model.config import TextConfig
+from model.freezing import Part, freeze
 from model.processor.chat import Message, Role
 from model.processor.media import Picture, Recording
 from model.processor.processor import Processor
@@ -50,6 +51,8 @@ from trainer.optim import OptimConfig, build_optimizer
 from trainer.runtime import start
 from trainer.schedule import Schedule, ScheduleConfig
 from trainer.sinks import METRICS_FILE, Sink, open_sinks, read_records
+from trainer.soft_token_cache import SoftTokenCache
+from trainer.soft_tokens import SharedTowers
 from trainer.weights import adapter_weights, model_weights
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
@@ -195,6 +198,39 @@ def tiny_trainer(
         loader=Loader(rows(spelling(11)), batch_size=config.batch_size, seed=config.seed, collator=Collator(0)),
         validation=rows(spelling(num_validation)) if num_validation else [], evaluated=sampler.levels, run=run,
         sinks=[*open_sinks(config, run, console=Console(quiet=True), settings=identity), *more_sinks],
+    )  # fmt: skip
+
+
+def media_trainer(
+    config: TrainerConfig,
+    *,
+    adapter: AdapterConfig | None = None,
+    frozen: Sequence[Part] = (),
+    elastic_config: ElasticConfig | None = None,
+    cache: Path | None = None,
+    workers: int = 0,
+) -> Trainer:
+    """A trainer ready to fit on ten rows with and without media: the tiny model with its towers."""
+    processor, gemma = tiny_media_processor(), tiny_model(tiny_multimodal_config())
+    freeze(gemma, frozen)
+    trained: Any = gemma if adapter is None else attach(gemma, adapter)
+    sampler = SliceSampler(elastic_config or ElasticConfig(), TINY_TEXT, seed=config.seed)
+    accelerator: Accelerator = start(config, may_leave_unused=True)
+    run = Run(config, {"trainer": config.identity}, accelerator=accelerator)
+    kept = None if cache is None else SoftTokenCache.of(cache, gemma, processor, accelerator.device)
+    optim = OptimConfig(learning_rate=1e-3)
+    return Trainer(
+        config=config, accelerator=accelerator, model=trained,
+        weights=model_weights(gemma) if adapter is None else adapter_weights(trained),
+        optimizer=build_optimizer(trained, optim),
+        schedule=Schedule(config=ScheduleConfig(warmup_steps=1), learning_rate=optim.learning_rate,
+                          max_steps=config.max_steps),
+        sampler=sampler,
+        loader=Loader(rows(mixed(10), processor), batch_size=config.batch_size, seed=config.seed,
+                      collator=Collator(0, processor, kept)),
+        validation=rows(mixed(5), processor), evaluated=sampler.levels, run=run,
+        sinks=open_sinks(config, run, console=Console(quiet=True), settings={}),
+        towers=SharedTowers(gemma, kept), workers=workers,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -10,13 +11,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from model.inputs import Inputs
+from model.processor.media import Picture, Recording
 
 IGNORED = -100  # label of a position nothing is learnt at; the default of torch's cross-entropy
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs with their labels.
+    """Inputs with their labels, and what the images and clips among the inputs were decoded from.
 
     Labels are *already shifted*: ``labels[b, t]`` is the token that should follow ``inputs.ids[b, t]``, so
     labels and logits are compared position by position and nobody downstream shifts again.
@@ -25,6 +27,8 @@ class Batch:
     inputs: Inputs
     labels: Int[Tensor, "batch seq"]
     examples: int
+    pictures: tuple[Picture, ...] = ()
+    recordings: tuple[Recording, ...] = ()
 
     @property
     def supervised_tokens(self) -> int:
@@ -38,4 +42,4 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        return Batch(self.inputs.to(device), self.labels.to(device), self.examples)
+        return dataclasses.replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))

@@ -49,6 +49,7 @@ class DataConfig:
     shuffle: bool = True
     max_validation_examples: int | None = None  # measure on the first ones only; null = all
     workers: int = 2  # threads that read images and sound ahead of the steps; 0 = no thread
+    soft_token_cache: Path | None = None  # directory that keeps what frozen towers make of images and sound
 
     def __post_init__(self) -> None:
         if not self.train:

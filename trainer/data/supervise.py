@@ -41,6 +41,11 @@ class TokenRow:
     pictures: tuple[Picture, ...] = ()
     recordings: tuple[Recording, ...] = ()
 
+    @property
+    def media(self) -> tuple[Picture | Recording, ...]:
+        """Everything that has to be decoded."""
+        return (*self.pictures, *self.recordings)
+
 
 @dataclass(frozen=True, eq=False)
 class TokenRows:
