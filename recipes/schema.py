@@ -80,6 +80,7 @@ class EvaluateRecipe:
     max_length_tokens: int = 2048
     batch_size: int = 8  # conversations
     workers: int = 2  # threads that read images and sound ahead; 0 = no thread
+    soft_token_cache: Path | None = None  # directory that keeps what the towers make of images and sound
     precision: Precision = Precision.fp32
     device: Device = Device.auto
 
@@ -124,18 +125,22 @@ class MergeRecipe:
 
 @dataclass(kw_only=True, slots=True)
 class DemoRecipe:
-    """Show all of it on real text: train a small base and an adapter elastically, slice them, compare the sizes."""
+    """Show all of it on real texts, pictures and speech: train a small base and an adapter elastically, slice them,
+    compare the sizes.
+    """
 
     output: Path  # directory; a demo that is there already is replaced
     sizes: dict[str, SliceConfig]  # cut and compared; every one is in conf/slice
     asked: str  # the size that answers at the end
     text_characters: int  # of an article's text that are used
-    vocab_size: int  # tokens of the vocabulary that is made; those of model=tiny
-    held_out_examples: int  # articles that each size is measured on
+    synthetic_clips: int  # spoken numbers that are made to learn from
+    copies: int  # of each recording of a person heard in training, in other guises
+    held_out_examples: int  # of a task that each size is measured on, at most
     held_out_batch_size: int
+    batch_size: int  # rows of a training step
+    base_steps: dict[str, int]  # of describe, read and hear
+    adapter_steps: dict[str, int]  # of topic, digit and say
     threads: int  # processor threads of torch
-    base: list[str] = field(default_factory=list)  # more values for the first training, as for matslice train
-    topic: list[str] = field(default_factory=list)  # more values for the second
 
     def __post_init__(self) -> None:
         if self.asked not in self.sizes:
