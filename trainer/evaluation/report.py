@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One model in several sizes, before and after training: a table to read, a picture, and rows for programs."""
+"""One model in several sizes and on several tasks, before and after training: a table, a picture, rows for programs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
@@ -17,10 +19,48 @@ from trainer.checkpoint import write_whole
 from trainer.evaluation.held_out import Score
 
 ROWS_FILE, MARKDOWN_FILE, PICTURE_FILE = "report.jsonl", "report.md", "report.png"
-HEADINGS = (
-    "size", "parameters", "effective", "bytes", "loss before", "loss after", "accuracy before", "accuracy after",
-    "majority",
-)  # fmt: skip
+HEADINGS = ("size", "parameters", "effective", "bytes")
+MAJORITY = "majority answer"
+DPI = 150
+PANEL_INCHES = (4.2, 4.2)
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One size on one task.
+
+    Args:
+        before: Before training on it.
+        after: Afterwards.
+        majority: Accuracy of always giving the most frequent training answer.
+    """
+
+    before: Score
+    after: Score
+    majority: float
+
+    @property
+    def standard_error(self) -> float:
+        """How far the accuracy after training may be off by the luck of so many examples (one standard deviation)."""
+        return math.sqrt(self.after.accuracy * (1 - self.after.accuracy) / self.after.examples)
+
+    @property
+    def cell(self) -> str:
+        """Both accuracies for people."""
+        return f"{self.before.accuracy:.3f} → {self.after.accuracy:.3f}"
+
+    def record(self) -> dict[str, Any]:
+        """The scores as JSON values, unrounded."""
+        return {
+            "loss_before": self.before.loss,
+            "loss_after": self.after.loss,
+            "accuracy_before": self.before.accuracy,
+            "accuracy_after": self.after.accuracy,
+            "standard_error": self.standard_error,
+            "majority": self.majority,
+            "examples": self.after.examples,
+            "supervised_tokens": self.after.supervised_tokens,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,32 +68,22 @@ class SizeRow:
     """What is known of one size.
 
     Args:
-        effective_parameters: Those of the text decoder without embeddings and per-layer embeddings.
-        bytes: Of the weights on disk.
-        majority: Accuracy of always giving the most frequent training answer.
+        parameters: Of the text decoder.
+        effective_parameters: Those without embeddings and per-layer embeddings.
+        bytes: Of the weights on disk, towers included.
+        tasks: Scores by the name of the task; the same tasks in every row.
     """
 
     name: str
     parameters: int
     effective_parameters: int
     bytes: int
-    before: Score
-    after: Score
-    majority: float
+    tasks: Mapping[str, TaskScore]
 
     def cells(self) -> tuple[str, ...]:
-        """The row as text, in the order of ``HEADINGS``."""
-        return (
-            self.name,
-            f"{self.parameters:,}",
-            f"{self.effective_parameters:,}",
-            f"{self.bytes:,}",
-            f"{self.before.loss:.3f}",
-            f"{self.after.loss:.3f}",
-            f"{self.before.accuracy:.3f}",
-            f"{self.after.accuracy:.3f}",
-            f"{self.majority:.3f}",
-        )
+        """The row as text, in the order of ``headings``."""
+        sizes = (f"{number:,}" for number in (self.parameters, self.effective_parameters, self.bytes))
+        return (self.name, *sizes, *(score.cell for score in self.tasks.values()))
 
     def record(self) -> dict[str, Any]:
         """The row as JSON values, unrounded."""
@@ -62,13 +92,7 @@ class SizeRow:
             "parameters": self.parameters,
             "effective_parameters": self.effective_parameters,
             "bytes": self.bytes,
-            "loss_before": self.before.loss,
-            "loss_after": self.after.loss,
-            "accuracy_before": self.before.accuracy,
-            "accuracy_after": self.after.accuracy,
-            "majority": self.majority,
-            "examples": self.after.examples,
-            "supervised_tokens": self.after.supervised_tokens,
+            "tasks": {name: score.record() for name, score in self.tasks.items()},
         }
 
 
@@ -80,41 +104,71 @@ def write_report(rows: Sequence[SizeRow], directory: Path) -> None:
     draw(rows, directory / PICTURE_FILE)
 
 
+def headings(rows: Sequence[SizeRow]) -> tuple[str, ...]:
+    """The names of the columns: each task with the number of examples that its accuracies are of."""
+    return (*HEADINGS, *(f"{name} (of {score.after.examples})" for name, score in rows[0].tasks.items()))
+
+
+def majority_cells(rows: Sequence[SizeRow]) -> tuple[str, ...]:
+    """The last row: what a model must beat to have read, seen or heard anything."""
+    blanks = ("",) * (len(HEADINGS) - 1)
+    return (MAJORITY, *blanks, *(f"{score.majority:.3f}" for score in rows[0].tasks.values()))
+
+
 def table(rows: Sequence[SizeRow]) -> Table:
     """The rows for a terminal."""
-    shown = Table(title="one model, every size")
-    for index, heading in enumerate(HEADINGS):
+    shown = Table(title="one model, every size: accuracy on each task, before → after")
+    for index, heading in enumerate(headings(rows)):
         shown.add_column(heading, justify="left" if index == 0 else "right")
     for row in rows:
         shown.add_row(*row.cells())
+    shown.add_section()
+    shown.add_row(*majority_cells(rows))
     return shown
 
 
 def markdown(rows: Sequence[SizeRow]) -> str:
     """The rows as a Markdown table."""
-    ruler = ("---", *["---:"] * (len(HEADINGS) - 1))
-    lines = (HEADINGS, ruler, *(row.cells() for row in rows))
+    columns = headings(rows)
+    ruler = ("---", *["---:"] * (len(columns) - 1))
+    lines = (columns, ruler, *(row.cells() for row in rows), majority_cells(rows))
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def draw(rows: Sequence[SizeRow], path: Path) -> None:
-    """Write a PNG: loss and accuracy over effective parameters, before and after, one point per size."""
+    """Write a PNG: for each task the accuracy over effective parameters, one point per size."""
     ordered = sorted(rows, key=lambda row: row.effective_parameters)
-    sizes = [row.effective_parameters / 1e6 for row in ordered]
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    tasks = list(ordered[0].tasks)
+    width, height = PANEL_INCHES
+    figure = Figure(figsize=(width * len(tasks), height), layout="constrained")
     FigureCanvasAgg(figure)
-    losses, accuracies = figure.subplots(1, 2)
-    for phase, marker in (("before", "o"), ("after", "s")):
-        scores: list[Score] = [getattr(row, phase) for row in ordered]
-        losses.plot(sizes, [score.loss for score in scores], marker=marker, label=phase)
-        accuracies.plot(sizes, [score.accuracy for score in scores], marker=marker, label=phase)
-    for row, millions in zip(ordered, sizes, strict=True):
-        losses.annotate(row.name, (millions, row.after.loss), textcoords="offset points", xytext=(4, 6), fontsize=8)
-    accuracies.plot(sizes, [row.majority for row in ordered], color="0.5", linestyle="--", label="majority answer")
-    losses.set(xlabel="effective parameters (millions)", ylabel="loss (nats per supervised token)")
-    accuracies.set(xlabel="effective parameters (millions)", ylabel="accuracy (whole answer)", ylim=(-0.02, 1.02))
-    for axes in (losses, accuracies):
-        axes.margins(x=0.1)  # room for the name of the largest
-        axes.legend()
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
+    panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    for axes, task in zip(panels, tasks, strict=True):
+        draw_task(axes, ordered, task)
+    panels[0].set_ylabel("accuracy (whole answer)")
+    panels[0].legend(loc="center left", fontsize=8)
+    figure.suptitle("One base, one adapter, every size; bars: one standard error")
+    figure.savefig(path, dpi=DPI)
+
+
+def draw_task(axes: Axes, ordered: Sequence[SizeRow], task: str) -> None:
+    """One panel: a task, before and after, and the majority answer."""
+    sizes = [row.effective_parameters / 1e6 for row in ordered]
+    scores = [row.tasks[task] for row in ordered]
+    after = [score.after.accuracy for score in scores]
+    axes.errorbar(
+        sizes, after, yerr=[score.standard_error for score in scores],
+        marker="s", capsize=3, color="C0", label="after",
+    )  # fmt: skip
+    axes.plot(sizes, [score.before.accuracy for score in scores], marker="o", color="C1", label="before")
+    axes.plot(sizes, [score.majority for score in scores], color="0.5", linestyle="--", label=MAJORITY)
+    for row, millions, accuracy in zip(ordered, sizes, after, strict=True):
+        axes.annotate(
+            row.name, (millions, accuracy), textcoords="offset points", xytext=(0, 12), fontsize=7, ha="center"
+        )
+    axes.set(
+        title=f"{task} ({scores[0].after.examples} held out)", xlabel="effective parameters (millions)",
+        ylim=(-0.03, 1.12),
+    )  # fmt: skip
+    axes.margins(x=0.2)  # room for the names at both ends
+    axes.grid(alpha=0.3)
