@@ -85,10 +85,22 @@ class Audio:
 
 @dataclass(frozen=True, kw_only=True)
 class SoftTokens:
-    """What a tower makes of its items, before it is brought to the text's dimension; ``mask`` True at real ones."""
+    """What a tower makes of its items, before it is brought to the text's dimension; ``mask`` True at real ones.
+
+    Raises:
+        InputError: The tensors are of other shapes or kinds.
+    """
 
     features: Float[Tensor, "items tokens channels"]
     mask: Bool[Tensor, "items tokens"]
+
+    def __post_init__(self) -> None:
+        shape, kind = tuple(self.features.shape), self.features.dtype
+        if len(shape) != 3 or 0 in shape or self.mask.shape != shape[:2] or self.mask.dtype != torch.bool:
+            raise InputError(
+                f"inputs: soft tokens are {kind} of shape {shape} and their mask {self.mask.dtype} of shape"
+                f" {tuple(self.mask.shape)}; they must be (items, tokens, channels) and (items, tokens) of torch.bool"
+            )
 
     def __len__(self) -> int:
         return len(self.features)
@@ -139,8 +151,8 @@ class Inputs:
             self,
             ids=self.ids.to(device),
             mask=self.mask.to(device),
-            images=self.images and self.images.to(device),
-            audio=self.audio and self.audio.to(device),
+            images=None if self.images is None else self.images.to(device),
+            audio=None if self.audio is None else self.audio.to(device),
         )
 
 
