@@ -149,5 +149,8 @@ def tower_differences(medium: str, found: TowerConfig | None, wanted: TowerConfi
     if wanted is None:
         yield f"it has a tower for {medium}, of which model= says nothing"
         return
-    for difference in differences(found, wanted, [known.name for known in dataclasses.fields(found)]):
-        yield f"{medium}.{difference}"
+    # As written: the ids that stand at the top level of config.json have names of their own there.
+    ours, theirs = (tower.publish() | tower.publish_tokens() for tower in (wanted, found))
+    for name, value in theirs.items():
+        if value != ours.get(name):
+            yield f"{medium}.{name} is {value}, not {ours.get(name)}"

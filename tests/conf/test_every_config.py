@@ -12,9 +12,12 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
-from model.config import TextConfig
-from model.slicing.count import Layout, count_effective_parameters, count_parameters, text_shapes
+from model.adapter.targets import resolve_targets
+from model.config import ModelConfig, TextConfig
+from model.gemma3n import Gemma3n
+from model.slicing.count import Layout, count_effective_parameters, count_parameters, model_shapes, text_shapes
 from model.slicing.spec import SliceConfig, SliceSpec
+from model.tower_config import Modality
 from recipes.schema import SCHEMAS, choices, register_schemas
 from recipes.shape import ShapeConfig
 from trainer.elastic import SliceSampler
@@ -62,9 +65,13 @@ def slice_named(name: str) -> SliceConfig:
     return complete("slice", [f"slice={name}"]).slice
 
 
-def shape_named(name: str) -> TextConfig:
+def model_named(name: str) -> ModelConfig:
     shape: ShapeConfig = complete("train", [f"model={name}"]).model
-    return shape.to_model_config().text
+    return shape.to_model_config()
+
+
+def shape_named(name: str) -> TextConfig:
+    return model_named(name).text
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
@@ -125,6 +132,21 @@ def test_a_slice_named_by_its_size_has_about_that_many_effective_parameters() ->
 def test_the_published_shapes_have_the_published_sizes(name: str, parameters: int) -> None:
     text = shape_named(name)
     assert count_parameters(text_shapes(text, Layout.used).items(), SliceSpec.full(text), text) == parameters
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("e4b", 7_818_517_072), ("e2b", 5_418_464_192)])
+def test_the_published_shapes_with_their_towers_have_the_published_sizes(name: str, parameters: int) -> None:
+    model = model_named(name)
+    assert model.modalities == tuple(Modality)
+    shapes = model_shapes(model, Layout.used).items()
+    assert count_parameters(shapes, SliceSpec.full(model.text), model.text) == parameters
+
+
+def test_every_adapter_of_conf_has_targets_in_the_published_model() -> None:
+    empty = Gemma3n.build(model_named("e2b"), device="meta")
+    for name in choices("adapter"):
+        if adapter := complete("train", [f"adapter={name}"]).adapter:
+            assert resolve_targets(empty, adapter.targets)
 
 
 def test_e2b_is_the_e2b_slice_of_e4b() -> None:
