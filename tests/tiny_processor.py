@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 from PIL import Image
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from model.config import ModelConfig
 from model.processor.chat import AUDIO_MARKS, IMAGE_MARKS
@@ -61,10 +61,33 @@ def vocabulary() -> bytes:
     return with_media_tokens(backend.to_str().encode(), CONFIG)
 
 
+def gemma_vocabulary() -> bytes:
+    """The published build in small: spaces become '▁', line breaks join, what is unknown falls back to bytes."""
+    runs = ["\n" * 2**power for power in range(4)]
+    pieces = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *runs, "▁", "▁▁", *"HWaehilorstu", "he", "is"]
+    merges = [*zip(runs[:-1], runs[:-1], strict=True), ("▁", "▁"), ("h", "e"), ("i", "s")]
+    backend = tokenizers.Tokenizer(
+        models.BPE(
+            vocab={piece: number for number, piece in enumerate(pieces)}, merges=merges, unk_token="<unk>",
+            fuse_unk=True, byte_fallback=True,
+        )
+    )  # fmt: skip
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.add_special_tokens(list(SPECIAL))
+    return with_media_tokens(backend.to_str().encode(), CONFIG)
+
+
 @cache
-def tiny_processor(config: ModelConfig = CONFIG) -> Processor:
-    """The processor of a new tiny model."""
-    return Processor.create(Tokenizer(vocabulary(), {}), config, image=ImageSettings(height=64, width=64))
+def tiny_processor(config: ModelConfig = CONFIG, *, like_gemma: bool = False) -> Processor:
+    """The processor of a new tiny model, its vocabulary byte-level or of Gemma's own kind."""
+    if like_gemma:
+        kind = {"tokenizer_config.json": b'{"tokenizer_class": "GemmaTokenizer"}'}
+        tokenizer = Tokenizer(gemma_vocabulary(), kind)
+    else:
+        tokenizer = Tokenizer(vocabulary(), {})
+    return Processor.create(tokenizer, config, image=ImageSettings(height=64, width=64))
 
 
 def photographs() -> tuple[Path, ...]:

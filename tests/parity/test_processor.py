@@ -61,16 +61,16 @@ PICTURES = tuple(Picture(noise("RGB", size, seed)) for seed, size in enumerate([
 CLIPS = tuple(Recording(path) for path in RECORDINGS[-3:])
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("processor")
-    tiny_processor().write(path)
-    CONFIG.write(path)
-    return path
+@pytest.fixture(scope="module", params=[False, True], ids=["byte_level", "like_gemma"])
+def ours(request: pytest.FixtureRequest) -> Processor:
+    return tiny_processor(like_gemma=request.param)
 
 
 @pytest.fixture(scope="module")
-def reference(directory: Path) -> Gemma3nProcessor:
+def reference(ours: Processor, tmp_path_factory: pytest.TempPathFactory) -> Gemma3nProcessor:
+    directory = tmp_path_factory.mktemp("processor")
+    ours.write(directory)
+    CONFIG.write(directory)
     return AutoProcessor.from_pretrained(directory)
 
 
@@ -142,50 +142,60 @@ def test_our_template_and_the_published_one_render_alike(reference: Gemma3nProce
         assert theirs == template.render(messages=given, bos_token="<bos>", add_generation_prompt=prompt)
 
 
-def test_rendered_conversations_are_equal(reference: Gemma3nProcessor) -> None:
-    processor = tiny_processor()
+def test_rendered_conversations_are_equal(ours: Processor, reference: Gemma3nProcessor) -> None:
     for messages in conversations():
         prompt = may_continue(messages)
         theirs = reference.apply_chat_template(published(messages), tokenize=False, add_generation_prompt=prompt)
         expanded = theirs.replace("<image_soft_token>", reference.full_image_sequence)
         expanded = expanded.replace("<audio_soft_token>", reference.full_audio_sequence)
-        assert processor.render(messages, add_generation_prompt=prompt).text == expanded
+        assert ours.render(messages, add_generation_prompt=prompt).text == expanded
 
 
-def test_token_ids_and_media_are_equal(reference: Gemma3nProcessor) -> None:
-    processor = tiny_processor()
+def test_token_ids_and_media_are_equal(ours: Processor, reference: Gemma3nProcessor) -> None:
     seen = {"images": 0, "audio": 0}
     for messages in conversations():
         prompt = may_continue(messages)
         theirs = encoded_by(reference, [messages], add_generation_prompt=prompt)
-        ours = processor.inputs([messages], add_generation_prompt=prompt)
-        assert ours.ids.tolist() == theirs["input_ids"].tolist()
-        assert ("pixel_values" in theirs, "input_features" in theirs) == (
-            ours.images is not None,
-            ours.audio is not None,
-        )
-        if isinstance(ours.images, Images):
-            seen["images"] += len(ours.images)
-            assert (ours.images.pixels - theirs["pixel_values"]).abs().max() <= 1 / 255
-        if isinstance(ours.audio, Audio):
-            seen["audio"] += len(ours.audio)
-            assert len(theirs["input_features"]) == len(ours.audio)
+        inputs = ours.inputs([messages], add_generation_prompt=prompt)
+        images, audio = inputs.images, inputs.audio
+        assert inputs.ids.tolist() == theirs["input_ids"].tolist()
+        assert ("pixel_values" in theirs, "input_features" in theirs) == (images is not None, audio is not None)
+        if isinstance(images, Images):
+            seen["images"] += len(images)
+            assert (images.pixels - theirs["pixel_values"]).abs().max() <= 1 / 255
+        if isinstance(audio, Audio):
+            seen["audio"] += len(audio)
+            assert len(theirs["input_features"]) == len(audio)
     assert min(seen.values()) > 100
 
 
 @pytest.mark.parametrize("padding", Padding)
-def test_batches_are_padded_alike(reference: Gemma3nProcessor, padding: Padding) -> None:
+def test_batches_are_padded_alike(ours: Processor, reference: Gemma3nProcessor, padding: Padding) -> None:
     batch = [messages for messages in conversations() if may_continue(messages)][:4]
     reference.tokenizer.padding_side = padding.value
     theirs = encoded_by(reference, batch, add_generation_prompt=True)
-    ours = tiny_processor().inputs(batch, padding=padding, add_generation_prompt=True)
-    assert ours.ids.tolist() == theirs["input_ids"].tolist()
-    assert ours.mask.tolist() == theirs["attention_mask"].bool().tolist()
+    inputs = ours.inputs(batch, padding=padding, add_generation_prompt=True)
+    assert inputs.ids.tolist() == theirs["input_ids"].tolist()
+    assert inputs.mask.tolist() == theirs["attention_mask"].bool().tolist()
 
 
-def test_what_transformers_saves_is_read_alike(reference: Gemma3nProcessor, tmp_path: Path) -> None:
+def test_decoded_text_is_equal(ours: Processor, reference: Gemma3nProcessor) -> None:
+    for messages in conversations():
+        ids = ours.encode(messages)
+        assert ours.decode(ids) == reference.decode(ids, skip_special_tokens=True)
+
+
+def test_texts_without_turns_are_equal(ours: Processor, reference: Gemma3nProcessor) -> None:
+    image = PICTURES[0].source
+    encode: Any = reference  # whose options are not in its signature
+    for text in ("<image_soft_token> a  picture\n", "\n\n<image_soft_token>\n", "<image_soft_token>"):
+        theirs = encode(text=f"<bos>{text}", images=[image], add_special_tokens=False)["input_ids"][0]
+        assert ours.inputs_of([ours.render_text(text, [PICTURES[0]])]).ids[0].tolist() == list(theirs)
+
+
+def test_what_transformers_saves_is_read_alike(ours: Processor, reference: Gemma3nProcessor, tmp_path: Path) -> None:
     reference.save_pretrained(tmp_path)
-    ours, again = tiny_processor(), Processor.read(tmp_path, CONFIG)
+    again = Processor.read(tmp_path, CONFIG)
     assert (again.images, again.audio) == (ours.images, ours.audio)
     for messages in list(conversations())[:20]:
         assert again.encode(messages) == ours.encode(messages)
