@@ -25,7 +25,6 @@ from model.processor.source import contents, digest_of, identity, named, opened
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")
 MAX_PIXELS = 100_000_000  # 300 MB once decoded; a bomb of a few kilobytes can claim any size
-ORIENTATION = 0x0112  # EXIF tag
 MAX_CHANNELS = 32  # more columns than this are samples lying the wrong way round
 PCM_SCALE = {np.dtype(np.int16): 2**15, np.dtype(np.int32): 2**31}  # full scale, as sound files have it
 UNKNOWN_BYTES = 2**31 - 2**16  # from here on, a size in a WAV header means "until the end"
@@ -88,12 +87,11 @@ class Picture:
         """A hash of the content, the same wherever the content lies.
 
         Raises:
-            InputError: The file is missing or empty.
+            InputError: The file is missing or empty, or an image in memory cannot be used.
         """
         if isinstance(self.source, Image.Image):
-            self.check()
-            shape = f"{self.source.mode} {self.source.size} {self.source.getexif().get(ORIENTATION)}"
-            return digest_of(shape, self.source.tobytes())
+            seen = self.decode()  # an image's own bytes leave out its palette, and how it is turned
+            return digest_of(f"{seen.size}", seen.tobytes())
         if isinstance(self.source, np.ndarray):
             return digest_of(f"{self.source.dtype.str} {self.source.shape}", self.source.tobytes())
         return digest_of("", contents(self.source, str(self)))

@@ -166,6 +166,9 @@ def test_the_digest_is_of_the_content(tmp_path: Path) -> None:
     assert Picture(tmp_path / "a").digest() == Picture(b"abc").digest() != Picture(b"abd").digest()
     assert Recording(b"abc").digest() != Recording(b"abc", start=1).digest()
     assert Picture(noise("L")).digest() == Picture(noise("L")).digest() != Picture(noise("L", seed=1)).digest()
+    recoloured = noise("P")
+    recoloured.putpalette(bytes(reversed(noise("P").getpalette() or [])))
+    assert Picture(noise("P")).digest() != Picture(recoloured).digest()
     assert Picture(np.zeros((2, 3), np.uint8)).digest() != Picture(np.zeros((3, 2), np.uint8)).digest()
 
 

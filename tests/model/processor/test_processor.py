@@ -19,7 +19,7 @@ from model.processor.audio import LongAudio
 from model.processor.chat import Message, Part, Role
 from model.processor.media import Picture, Recording
 from model.processor.processor import Padding, Processor
-from model.processor.published import with_media_tokens
+from model.processor.published import read_settings, with_media_tokens
 from model.processor.settings import AudioSettings, ImageSettings
 from model.processor.tokenizer import PREPROCESSOR_FILE, PROCESSOR_FILE, TOKENIZER_FILE, Tokenizer
 from model.tower_config import MediaTokens
@@ -117,6 +117,23 @@ def test_the_older_flat_file_says_the_same(tmp_path: Path) -> None:
     (tmp_path / PROCESSOR_FILE).write_text(json.dumps(lengths), encoding="utf-8")
     again = Processor.read(tmp_path, CONFIG)
     assert (again.images, again.audio) == (PROCESSOR.images, PROCESSOR.audio)
+
+
+def test_the_file_published_with_gemma_3n_gives_our_defaults() -> None:
+    fields = {
+        "audio_seq_length": 188, "data_format": "channels_first", "default_to_square": False, "dither": 0.0,
+        "do_center_crop": None, "do_convert_rgb": None, "do_normalize": False, "do_rescale": True, "do_resize": True,
+        "feature_extractor_type": "Gemma3nAudioFeatureExtractor", "feature_size": 128, "fft_length": 1024,
+        "fft_overdrive": True, "frame_length": 512, "hop_length": 160, "image_mean": [0.5, 0.5, 0.5],
+        "image_processor_type": "SiglipImageProcessorFast", "image_seq_length": 256, "image_std": [0.5, 0.5, 0.5],
+        "input_scale_factor": 1.0, "max_frequency": 7600.0, "mel_floor": 1e-05, "min_frequency": 125.0,
+        "padding_side": "right", "padding_value": 0.0, "per_bin_mean": None, "per_bin_stddev": None,
+        "preemphasis": 0.97, "preemphasis_htk_flavor": True, "processor_class": "Gemma3nProcessor", "resample": 2,
+        "rescale_factor": 0.00392156862745098, "return_attention_mask": False, "sampling_rate": 16000,
+        "size": {"height": 768, "width": 768},
+    }  # fmt: skip
+    tokenizer = Tokenizer(vocabulary(), {PREPROCESSOR_FILE: json.dumps(fields).encode()})
+    assert read_settings(tokenizer) == (ImageSettings(), AudioSettings())
 
 
 def test_a_directory_without_processor_files_works_for_text(tmp_path: Path) -> None:

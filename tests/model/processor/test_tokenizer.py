@@ -97,6 +97,23 @@ def test_writing_copies_the_files_byte_for_byte(directory: Path, tmp_path: Path)
         assert (tmp_path / "copy" / name).read_bytes() == (directory / name).read_bytes()
 
 
+def test_files_beside_it_can_be_replaced_and_the_others_stay(directory: Path, tmp_path: Path) -> None:
+    (directory / "tokenizer_config.json").write_text("{}", encoding="utf-8")
+    first = Tokenizer.read(directory)
+    second = first.beside({"processor_config.json": b"new"})
+    assert (second.sidecar("processor_config.json"), second.sidecar("tokenizer_config.json")) == (b"new", b"{}")
+    assert first.sidecar("processor_config.json") is None
+    second.write(tmp_path / "copy")
+    assert (tmp_path / "copy/processor_config.json").read_bytes() == b"new"
+    assert second.fingerprint == first.fingerprint
+
+
+def test_an_id_is_written_as_its_token(directory: Path) -> None:
+    tokenizer = Tokenizer.read(directory)
+    assert tokenizer.token(tokenizer.end_of_turn_id) == "<end_of_turn>"
+    assert tokenizer.token(10**6) is None
+
+
 def test_truncation_and_padding_stored_in_the_file_are_ignored(tmp_path: Path) -> None:
     backend = byte_level()
     backend.enable_truncation(4)
