@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The laws of slicing (L1 to L8) for the plain model, over random legal sub-models."""
+"""The laws of slicing (L1 to L8) for the plain model with its towers, over random legal sub-models."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from model.checkpoint.writer import save
 from model.gemma3n import Gemma3n
 from model.slicing.checkpoint import slice_checkpoint
 from model.slicing.config import slice_config, slice_text_config
-from model.slicing.count import Layout, count_parameters, text_shapes
+from model.slicing.count import Layout, count_parameters, model_shapes
 from model.slicing.cuts import place
 from model.slicing.module import slice_module
 from model.slicing.spec import SliceSpec
+from model.tower_config import Modality
 from tests.laws.drawn import (
     assert_close,
     assert_same_tensors,
@@ -31,19 +32,20 @@ from tests.laws.drawn import (
     specs,
     weights,
 )
-from tests.tiny import TINY_TEXT, tiny_config, tiny_inputs, tiny_model
+from tests.tiny import TINY_TEXT, tiny_model, tiny_multimodal_config, tiny_multimodal_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")  # beartype does, harmlessly
-INPUTS = tiny_inputs(tiny_config(), padding="left")
+CONFIG = tiny_multimodal_config()
+INPUTS = tiny_multimodal_inputs(CONFIG, "text image audio", "audio text")
 
 
 @cache
 def parent(dtype: torch.dtype = torch.float32) -> Gemma3n:
-    return tiny_model(dtype=dtype)
+    return tiny_model(CONFIG, dtype=dtype)
 
 
 @given(spec=specs(TINY_TEXT))
-@settings(max_examples=15)
+@settings(max_examples=10)
 @torch.no_grad()
 def test_the_forward_pass_of_a_spec_is_that_of_the_sliced_model(spec: SliceSpec) -> None:
     whole = parent(torch.float64)
@@ -52,7 +54,7 @@ def test_the_forward_pass_of_a_spec_is_that_of_the_sliced_model(spec: SliceSpec)
 
 
 @given(spec=specs(TINY_TEXT))
-@settings(max_examples=12)
+@settings(max_examples=8)
 def test_kept_entries_get_the_sliced_models_gradients_and_cut_entries_none(spec: SliceSpec) -> None:
     whole = parent(torch.float64)
     small = slice_module(whole, spec)
@@ -72,13 +74,14 @@ def test_kept_entries_get_the_sliced_models_gradients_and_cut_entries_none(spec:
         assert not left_out(gradient, placement).any(), name
 
 
-@given(spec=specs(TINY_TEXT))
+@given(spec=specs(TINY_TEXT), modalities=st.sets(st.sampled_from(Modality)))
 @settings(max_examples=6)
-def test_slicing_a_checkpoint_is_saving_the_sliced_model(spec: SliceSpec) -> None:
+def test_slicing_a_checkpoint_is_saving_the_sliced_model(spec: SliceSpec, modalities: set[Modality]) -> None:
     with scratch() as directory:
-        save(parent(), directory / "parent", max_shard_bytes=40_000)
-        slice_checkpoint(Checkpoint.open(directory / "parent"), directory / "sliced", spec)
-        save(slice_module(parent(), spec), directory / "saved")
+        save(parent(), directory / "parent", max_shard_bytes=90_000)
+        slice_checkpoint(Checkpoint.open(directory / "parent"), directory / "sliced", spec, modalities=modalities)
+        part = load(directory / "parent", dtype=torch.float32, modalities=modalities)
+        save(slice_module(part, spec), directory / "saved")
         sliced, saved = Checkpoint.open(directory / "sliced"), Checkpoint.open(directory / "saved")
         assert_same_tensors(
             {name: sliced.tensor(name) for name in sliced.names()},
@@ -86,7 +89,7 @@ def test_slicing_a_checkpoint_is_saving_the_sliced_model(spec: SliceSpec) -> Non
         )
         configs = [json.loads((directory / kind / "config.json").read_text()) for kind in ("sliced", "saved")]
         assert configs[0] == configs[1]
-        read = load(directory / "parent", dtype=torch.float32, spec=spec)
+        read = load(directory / "parent", dtype=torch.float32, spec=spec, modalities=modalities)
         assert_same_tensors(weights(read), weights(load(directory / "sliced", dtype=torch.float32)))
 
 
@@ -111,20 +114,22 @@ def test_the_full_spec_changes_nothing() -> None:
 
 
 @given(spec=specs(TINY_TEXT))
+@settings(max_examples=12)
 def test_as_many_parameters_are_counted_as_are_built(spec: SliceSpec) -> None:
-    counted = count_parameters(text_shapes(TINY_TEXT, Layout.used).items(), spec, TINY_TEXT)
-    built = Gemma3n.build(slice_config(tiny_config(), spec), device="meta")
+    counted = count_parameters(model_shapes(CONFIG, Layout.used).items(), spec, TINY_TEXT)
+    built = Gemma3n.build(slice_config(CONFIG, spec), device="meta")
     assert counted == sum(parameter.numel() for parameter in built.parameters())
 
 
 @given(spec=specs(TINY_TEXT))
+@settings(max_examples=12)
 def test_tensors_are_placed_where_the_model_of_the_sliced_config_has_them(spec: SliceSpec) -> None:
     placed = {
         placement.name: placement.shape(parameter.shape)
         for name, parameter in parent().named_parameters()
         if (placement := place(name, spec, TINY_TEXT))
     }
-    built = Gemma3n.build(slice_config(tiny_config(), spec), device="meta")
+    built = Gemma3n.build(slice_config(CONFIG, spec), device="meta")
     assert placed == {name: tuple(parameter.shape) for name, parameter in built.named_parameters()}
 
 
