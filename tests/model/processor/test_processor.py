@@ -119,7 +119,7 @@ def test_the_older_flat_file_says_the_same(tmp_path: Path) -> None:
     assert (again.images, again.audio) == (PROCESSOR.images, PROCESSOR.audio)
 
 
-def test_the_file_published_with_gemma_3n_gives_our_defaults() -> None:
+def test_a_flat_file_of_the_older_form_gives_our_defaults() -> None:
     fields = {
         "audio_seq_length": 188, "data_format": "channels_first", "default_to_square": False, "dither": 0.0,
         "do_center_crop": None, "do_convert_rgb": None, "do_normalize": False, "do_rescale": True, "do_resize": True,
