@@ -17,6 +17,7 @@ from model.checkpoint.load import load
 from model.config import ModelConfig, TextConfig
 from model.errors import CheckpointError, ConfigError, InputError
 from model.gemma3n import Gemma3n
+from model.processor.audio import LongAudio
 from model.processor.processor import Processor
 from model.processor.tokenizer import Tokenizer
 from model.slicing.spec import SliceConfig, SliceSpec
@@ -133,7 +134,9 @@ def build_tokenizer(directory: Path | None, checkpoint: Path | None, config: Tex
     return tokenizer
 
 
-def build_processor(directory: Path | None, checkpoint: Path | None, config: ModelConfig) -> Processor:
+def build_processor(
+    directory: Path | None, checkpoint: Path | None, config: ModelConfig, *, long_audio: LongAudio = LongAudio.refuse
+) -> Processor:
     """Tokenizer and preparation of media from ``directory``, or the checkpoint's.
 
     Raises:
@@ -143,7 +146,7 @@ def build_processor(directory: Path | None, checkpoint: Path | None, config: Mod
     source = directory or checkpoint
     if source is None:
         raise ConfigError("train: a model without checkpoint= needs a tokenizer; give tokenizer=DIRECTORY")
-    return Processor.read(source, config)
+    return Processor.read(source, config, long_audio=long_audio)
 
 
 def build_rows(

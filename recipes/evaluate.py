@@ -63,7 +63,7 @@ def measure(recipe: EvaluateRecipe) -> list[tuple[SliceSpec, Score]]:
     if recipe.modalities is not None:
         config = config.only(recipe.modalities)
     specs = resolve_sizes(recipe.sizes, config.text)
-    processor = build_processor(None, checkpoint, config)
+    processor = build_processor(None, checkpoint, config, long_audio=recipe.long_audio)
     found = build_rows(
         recipe.files, processor,
         max_length_tokens=recipe.max_length_tokens, long_rows=LongRows.refuse, remedy=REMEDY,

@@ -55,7 +55,10 @@ class TrainRecipe:
 
 @dataclass(kw_only=True, slots=True)
 class SliceRecipe:
-    """Cut a smaller model out of a checkpoint; an adapter is cut alongside, or merged in first."""
+    """Cut a smaller model out of a checkpoint; an adapter is cut alongside, or merged in first.
+
+    Towers for images and sound are kept whole, or left out, as in modalities=[text,vision].
+    """
 
     checkpoint: str  # directory or hub name of published weights
     output: Path  # new directory; a sliced adapter is put in its folder 'adapter'
@@ -78,6 +81,7 @@ class EvaluateRecipe:
     modalities: list[Modality] | None = None  # towers to load, beside text; null = all there are
     max_examples: int | None = None  # measure the first ones only; null = all
     max_length_tokens: int = 2048
+    long_audio: LongAudio = LongAudio.refuse  # sound of more than 30 s: refuse, truncate, or chunk it into several
     batch_size: int = 8  # conversations
     workers: int = 2  # threads that read images and sound ahead; 0 = no thread
     soft_token_cache: Path | None = None  # directory that keeps what the towers make of images and sound
@@ -97,7 +101,8 @@ class EvaluateRecipe:
 class GenerateRecipe:
     """Answer a prompt of text, images and sound with a checkpoint, or with a sub-model of it.
 
-    Images and sound stand before the text, or where it says <image_soft_token> and <audio_soft_token>.
+    Images and sound are files, as in image=a.png or audio=[a.wav,b.flac]. They stand before the text, or where
+    it says <image_soft_token> and <audio_soft_token>.
     """
 
     checkpoint: str  # directory or hub name of published weights

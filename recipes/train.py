@@ -45,7 +45,7 @@ from trainer.config import Precision
 from trainer.data.collate import Collator
 from trainer.data.loader import Loader
 from trainer.data.media import fingerprint_of_media
-from trainer.data.sources import DataConfig, fingerprint
+from trainer.data.sources import DataConfig, LongRows, fingerprint
 from trainer.data.supervise import TokenRows
 from trainer.elastic import SliceSampler
 from trainer.loop import Trainer
@@ -149,7 +149,7 @@ def prepare(recipe: TrainRecipe) -> Prepared:
     schedule = Schedule(
         config=recipe.schedule, learning_rate=recipe.optim.learning_rate, max_steps=recipe.trainer.max_steps
     )  # fmt: skip
-    processor = build_processor(recipe.tokenizer, checkpoint, config)
+    processor = build_processor(recipe.tokenizer, checkpoint, config, long_audio=recipe.data.long_audio)
     if checkpoint is not None:
         check_tensors(Checkpoint.open(checkpoint), config.modalities)
     trains_media = not all(name.startswith(DECODER) for name in trained_names(recipe, config))
@@ -217,6 +217,8 @@ def identity(recipe: TrainRecipe, prepared: Prepared) -> dict[str, Any]:
         "trainer": recipe.trainer.identity,
         "data": {
             "train": fingerprint(recipe.data.train), "rows": len(prepared.train.rows), "shuffle": recipe.data.shuffle,
+            "cut_at_tokens": recipe.data.max_length_tokens if recipe.data.long_rows is LongRows.truncate else None,
+            "long_audio": recipe.data.long_audio,
             "media": fingerprint_of_media(medium for row in prepared.train.rows for medium in row.media),
         },
         "tokenizer": prepared.processor.tokenizer.fingerprint,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,3 +127,80 @@ def test_a_model_is_measured_on_images_and_sound(
     (measured,) = map(json.loads, output.read_text(encoding="utf-8").splitlines())
     assert measured["examples"] == 5
     assert "full" in capsys.readouterr().out
+
+
+def test_an_adapter_beside_frozen_towers_in_bfloat16_learns_the_same_from_kept_soft_tokens(
+    train: Callable[..., int], tmp_path: Path
+) -> None:
+    told = []
+    for name in ("first", "second"):
+        words = [f"trainer.output={tmp_path / name}", f"data.soft_token_cache={tmp_path / 'cache'}"]
+        assert train("adapter=multimodal", "trainer.precision=bf16", *words) == 0
+        told.append([record["loss"] for record in records(tmp_path / name) if record["kind"] == "train"])
+    assert told[0] == told[1]
+    assert len(list((tmp_path / "cache").rglob("*.soft_tokens"))) == 6  # the media of all rows, each once
+
+
+def test_without_its_towers_a_checkpoint_is_trained_on_text_and_saved_as_such(
+    train: Callable[..., int], folder: Path, tmp_path: Path
+) -> None:
+    assert train("adapter=none", "modalities=[text]", f"data.train=[{folder / 'text.jsonl'}]") == 0
+    assert load(tmp_path / "run" / "weights", dtype=torch.float32).config.modalities == ("text",)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["modalities=[text]"], r"mixed\.jsonl:2: .*no vision tower.*(?s:.*)mixed\.jsonl:4: .*no audio tower"),
+        (["modalities=[text,vision]"], r"2 of 5 rows cannot be used(?s:.*)mixed\.jsonl:4: .*no audio tower"),
+        (["adapter=vision", "data.soft_token_cache=kept"], "soft_token_cache is set, but a tower is trained"),
+        (["adapter=none", "data.soft_token_cache=kept", "freeze=[vision]"], r"trained \('model\.audio_tower"),
+        (["adapter=none", "freeze=[text,vision,audio,embedders]"], "every part of the model is frozen"),
+        (["adapter=text", "freeze=[vision]"], "freeze: an adapter's base is frozen anyway"),
+        (["adapter=none", "freeze=[video]"], "freeze.*video"),
+        (["adapter=vision", "modalities=[text,audio]"], "vision"),
+        (["data.workers=-1"], r"data\.workers is -1; it must be 0 or more"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trained_is_refused_before_weights_are_read(
+    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert train(*words) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_image_is_named_with_its_row_before_weights_are_read(
+    train: Callable[..., int], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    good = row("<image_soft_token>", "a", images=[str(folder / "media/0.png")])
+    file = write_jsonl(tmp_path / "bad.jsonl", [good, row("<image_soft_token>", "a", images=["bad.png"])])
+    assert train(f"data.train=[{file}]") == 2
+    told = capsys.readouterr().err
+    assert "1 of 2 rows cannot be used" in told
+    assert "bad.jsonl:2: messages: image" in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_resumed_on_other_media(
+    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.png").write_bytes(picture_bytes(1))
+    file = write_jsonl(tmp_path / "one.jsonl", [row("<image_soft_token>", "a", images=["a.png"])])
+    assert train(f"data.train=[{file}]", "trainer.max_steps=1") == 0
+    (tmp_path / "a.png").write_bytes(picture_bytes(2))
+    assert train(f"data.train=[{file}]", "trainer.max_steps=1", "trainer.resume=true") == 2
+    assert "data.media: was" in capsys.readouterr().err
+
+
+def test_sound_that_is_too_long_is_cut_into_clips_where_that_is_asked_for(
+    media_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "long.wav").write_bytes(sound_bytes(300, seconds=4.0))
+    file = write_jsonl(tmp_path / "long.jsonl", [row("<audio_soft_token> what", "a", audio="long.wav")])
+    words = ["evaluate", f"checkpoint={media_weights}", f"files=[{file}]", "device=cpu"]
+    assert main(words) == 2
+    assert "long_audio=chunk" in capsys.readouterr().err
+    for how in ("truncate", "chunk"):
+        assert main([*words, f"long_audio={how}"]) == 0

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import ConfigError, InputError
+from model.processor.audio import LongAudio
 from model.processor.chat import Role
 from trainer.data.example import Example
 from trainer.data.media import faults_of_items, faults_of_media, messages_of
@@ -46,6 +47,7 @@ class DataConfig:
     validation: list[str] = field(default_factory=list)
     max_length_tokens: int = 2048
     long_rows: LongRows = LongRows.refuse
+    long_audio: LongAudio = LongAudio.refuse  # sound of more than 30 s: refuse, truncate, or chunk it into several
     shuffle: bool = True
     max_validation_examples: int | None = None  # measure on the first ones only; null = all
     workers: int = 2  # threads that read images and sound ahead of the steps; 0 = no thread
