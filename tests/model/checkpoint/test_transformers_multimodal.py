@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
     Gemma3nConfig,
     Gemma3nForCausalLM,
     Gemma3nForConditionalGeneration,
@@ -20,16 +24,22 @@ from transformers import (
 
 from model.checkpoint.load import load
 from model.checkpoint.names import unused
+from model.checkpoint.reader import Checkpoint
 from model.checkpoint.writer import save
 from model.config import ModelConfig, TextConfig
 from model.inputs import Audio, Images, Inputs
+from model.processor.chat import Message, Role
+from model.processor.media import Picture, Recording
+from model.processor.processor import Processor
 from model.slicing.checkpoint import slice_checkpoint
 from model.slicing.count import Layout, model_shapes
 from model.slicing.spec import SliceConfig, SliceSpec
 from model.tower_config import AudioConfig, Modality, VisionConfig
 from tests.parity.reference import multimodal_reference_of, relative
 from tests.parity.timm_shim import register_tiny_tower
-from tests.tiny import TINY_TEXT, tiny_model, tiny_multimodal_config, tiny_multimodal_inputs
+from tests.tiny import TINY_AUDIO, TINY_TEXT, tiny_model, tiny_multimodal_config, tiny_multimodal_inputs
+from tests.tiny_processor import AUDIO, noise, tiny_processor
+from tests.tiny_processor import CONFIG as PROCESSOR_CONFIG
 
 pytestmark = pytest.mark.parity
 CONFIG = tiny_multimodal_config()
@@ -133,3 +143,81 @@ def test_names_and_shapes_of_the_real_models_are_the_published_ones(text: dict[s
     assert model_shapes(config, Layout.used) == expected
     # Google's own files hold keys and values of readers, too.
     assert model_shapes(config, Layout.published) == expected | unused(config.text)
+
+
+# Of a vocabulary of real tokens, and with as many mels as the processor makes.
+HEARING = dataclasses.replace(
+    TINY_AUDIO, input_feat_size=128, vocab_offset=AUDIO.vocab_offset, tokens=AUDIO.tokens, sscp_conv_channel_size=(8, 4)
+)
+SPEAKING = dataclasses.replace(PROCESSOR_CONFIG, audio=HEARING)
+PICTURE = Picture(noise("RGB", (64, 64)))
+# A whole number of the feature extractor's blocks, so that nothing is padded; see above.
+CLIP = Recording(np.random.default_rng(1).normal(size=16_000 // 128 * 128).astype(np.float32) * 0.1, 16_000)
+CONVERSATION = [
+    Message(Role.user, ("See ", PICTURE, " hear ", CLIP, " What is it?")),
+    Message(Role.assistant, "A héron."),
+    Message(Role.user, "Is it?"),
+]
+
+
+def their_conversation() -> list[dict[str, Any]]:
+    first = [
+        {"type": "text", "text": "See "},
+        {"type": "image", "image": PICTURE.source},
+        {"type": "text", "text": " hear "},
+        {"type": "audio", "audio": CLIP.source},
+        {"type": "text", "text": " What is it?"},
+    ]
+    return [
+        {"role": "user", "content": first},
+        {"role": "assistant", "content": [{"type": "text", "text": "A héron."}]},
+        {"role": "user", "content": [{"type": "text", "text": "Is it?"}]},
+    ]
+
+
+@pytest.fixture
+def speaking(tmp_path: Path) -> Path:
+    """A checkpoint with all the files of a processor."""
+    processor = tiny_processor(SPEAKING)
+    save(tiny_model(SPEAKING, spread=SPREAD), tmp_path / "whole", extras=processor.write)
+    return tmp_path / "whole"
+
+
+def test_a_slice_answers_in_transformers_with_the_processor_beside_it(speaking: Path, tmp_path: Path) -> None:
+    slice_checkpoint(speaking, tmp_path / "slice", SPEC)
+    processor = AutoProcessor.from_pretrained(tmp_path / "slice")
+    given = processor.apply_chat_template(
+        [their_conversation()], tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
+    theirs = loaded_whole(tmp_path / "slice")
+    with torch.no_grad():
+        expected = theirs.eval()(**given, use_cache=False).logits
+
+    inputs = Inputs(
+        ids=given["input_ids"],
+        mask=given["attention_mask"].bool(),
+        images=Images(pixels=given["pixel_values"]),
+        audio=Audio(frames=given["input_features"], mask=given["input_features_mask"].bool()),
+    )
+    assert relative(our_scores(tmp_path / "slice", inputs), expected) <= TOLERANCE
+    ours = Processor.read(tmp_path / "slice", Checkpoint.open(tmp_path / "slice").config)
+    own = ours.inputs([CONVERSATION], add_generation_prompt=True)
+    assert torch.equal(own.ids, inputs.ids)
+    assert relative(our_scores(tmp_path / "slice", own), expected) <= 10 * TOLERANCE  # log-mels agree to 1e-6
+    assert relative(our_scores(tmp_path / "slice", text_of(inputs), modalities=[]), expected) > 100 * TOLERANCE
+
+
+def text_of(inputs: Inputs) -> Inputs:
+    return Inputs(ids=inputs.ids, mask=inputs.mask)
+
+
+def test_a_slice_without_towers_has_its_tokenizer_and_template_in_transformers(speaking: Path, tmp_path: Path) -> None:
+    slice_checkpoint(speaking, tmp_path / "slice", SPEC, modalities=[Modality.text])
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "slice")
+    spoken = their_conversation()[1:] * 2
+    messages = [{"role": turn["role"], "content": turn["content"][0]["text"]} for turn in spoken[1:]]
+    theirs = tokenizer.apply_chat_template(messages, add_generation_prompt=False, return_dict=False)
+    roles = {"user": Role.user, "assistant": Role.assistant}
+    ours = Processor.read(tmp_path / "slice", Checkpoint.open(tmp_path / "slice").config)
+    assert ours.encode([Message(roles[turn["role"]], turn["content"]) for turn in messages]) == theirs
+    assert not (tmp_path / "slice" / "preprocessor_config.json").exists()
