@@ -7,6 +7,7 @@ The answer alone goes to standard output.
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -67,7 +68,7 @@ def files_of(key: str, written: Any) -> list[str]:
     files = [] if written is None else written if isinstance(written, list) else [written]
     if not all(isinstance(file, str) and file.strip() for file in files):
         raise ConfigError(f"{key} is {written!r}; it must be a file or a list of files, as in {key}=a or {key}=[a,b]")
-    return files
+    return [os.path.expanduser(file) for file in files]  # texts, not paths: an address must stay one to be refused
 
 
 def read_prompt(written: str | None, *, has_media: bool) -> str:

@@ -136,3 +136,14 @@ def test_a_prompt_arrives_to_the_letter(text: str) -> None:
 def test_a_prompt_may_look_like_hydras_grammar(text: str) -> None:
     override = OverridesParser.create().parse_override(quote_free_text(f"prompt={text}"))
     assert OmegaConf.create({"prompt": override.value()})["prompt"] == text
+
+
+@pytest.mark.parametrize("name", ["a, b.png", "(1).png", "x=y.png", "12", "${home}.png", "d\\a.png", "it's.png"])
+def test_a_file_may_have_any_name(name: str) -> None:
+    override = OverridesParser.create().parse_override(quote_free_text(f"image={name}"))
+    assert OmegaConf.create({"image": override.value()})["image"] == name
+
+
+def test_several_files_are_a_list() -> None:
+    assert OverridesParser.create().parse_override(quote_free_text("audio=[a.wav,b.wav]")).value() == ["a.wav", "b.wav"]
+    assert OverridesParser.create().parse_override(quote_free_text("image=null")).value() is None
