@@ -223,6 +223,11 @@ def test_in_bfloat16_everything_is_finite(kind: str) -> None:
     assert all(gradient.isfinite().all() and gradient.dtype == torch.bfloat16 for gradient in gradients.values())
 
 
+def test_no_buffer_is_rounded_when_the_model_is_cast() -> None:
+    # Rotary angles and the audio tower's sinusoids are made anew, in float32, in every pass.
+    assert list(tiny_model(CONFIG).buffers()) == []
+
+
 def test_every_parameter_gets_a_gradient_in_a_freshly_initialised_model() -> None:
     model = Gemma3n.build(CONFIG)
     model.initialize(seed=0)

@@ -67,6 +67,17 @@ def media(inputs: Inputs) -> dict[str, Tensor]:
     return given
 
 
+def their_embeddings(model: Gemma3n, inputs: Inputs) -> Tensor:
+    """What the reference hands to its decoder, "batch seq dim"."""
+    reference, embedded = multimodal_reference_of(model), []
+    reference.model.language_model.register_forward_pre_hook(
+        lambda *call: embedded.append(call[-1]["inputs_embeds"]), with_kwargs=True
+    )
+    given = {name: t.to(reference.dtype) if t.is_floating_point() else t for name, t in media(inputs).items()}
+    reference(input_ids=inputs.ids, attention_mask=inputs.mask, **given)
+    return embedded[0]
+
+
 def results(pair: Pair, inputs: Inputs) -> tuple[Result, Result]:
     """Ours and theirs. What would be predicted from padding does not count."""
     labels = inputs.ids.masked_fill(~inputs.mask, -100)
@@ -135,6 +146,19 @@ def test_in_float64_nothing_differs_but_the_last_digits(kind: str, monkeypatch: 
 
 
 @torch.no_grad()
+def test_faint_soft_tokens_are_scaled_up_as_in_the_reference() -> None:
+    # The norms that follow hide the scale, down to where their epsilon counts.
+    model = tiny_model(CONFIG)
+    assert model.model.vision_tower is not None
+    model.model.vision_tower.timm_model.msfa.norm.weight.mul_(1e-7)
+    inputs = tiny_multimodal_inputs(CONFIG, "image")
+    theirs = their_embeddings(model, inputs)[inputs.ids == PLACEHOLDERS[0]]
+    assert theirs.square().mean() < 0.9  # it counts here
+    ours = model.model.embed(model.soft_tokens(inputs))[inputs.ids == PLACEHOLDERS[0]]
+    assert relative(ours, theirs) <= 2e-5
+
+
+@torch.no_grad()
 def test_greedy_decoding_after_media_equals_the_reference_far_past_the_window(pair: Pair) -> None:
     steps = CONFIG.text.sliding_window + 12
     inputs = tiny_multimodal_inputs(CONFIG, "text image text audio text", "text audio image", frames=(131,))
@@ -157,13 +181,7 @@ def test_greedy_decoding_after_media_equals_the_reference_far_past_the_window(pa
 def test_in_bfloat16_hard_ids_are_the_reference_s_and_soft_tokens_are_within_a_hundredth() -> None:
     model = tiny_model(CONFIG, spread=0.05).to(torch.bfloat16)
     inputs = tiny_multimodal_inputs(CONFIG, "text image text audio text", "image audio", frames=(131,))
-    reference, embedded = multimodal_reference_of(model), []
-    reference.model.language_model.register_forward_pre_hook(
-        lambda *call: embedded.append(call[-1]["inputs_embeds"]), with_kwargs=True
-    )
-    given = {name: t.to(torch.bfloat16) if t.is_floating_point() else t for name, t in media(inputs).items()}
-    reference(input_ids=inputs.ids, attention_mask=inputs.mask, **given)
-    (theirs,) = embedded
+    theirs = their_embeddings(model, inputs)
     ours = model.model.embed(model.soft_tokens(inputs))
     hard = ~torch.isin(inputs.ids, torch.tensor(PLACEHOLDERS))
     assert torch.equal(ours[hard], theirs[hard])
