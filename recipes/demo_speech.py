@@ -41,7 +41,7 @@ class Clip:
 
 @dataclass
 class Studio:
-    """Writes clips into a directory, always the same ones."""
+    """Writes clips into a directory, always the same ones but for the breath of synthetic voices."""
 
     directory: Path
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo, with few articles and steps: it runs to its end, and what it leaves can be used."""
+"""The demo, with few articles, clips and steps: it runs to its end, and what it leaves can be used."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import pytest
 from model.config import ModelConfig
 from model.slicing.checkpoint import LINEAGE_FILE
 from recipes import demo, demo_data
-from recipes.demo_data import ATTRIBUTION_FILE, Article, read_articles
+from recipes.demo_data import ATTRIBUTION_FILE
+from recipes.demo_text import Article, read_articles
 
 SIZES = ["full", "tiny_mix_wide", "tiny_mix_short", "tiny_e2b"]
-QUICK = '["trainer.max_steps=2","schedule.warmup_steps=1","trainer.batch_size=4","data.max_validation_examples=4"]'
+TASKS = ["topic", "digit", "say"]
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +24,10 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("a b") / "demo"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo_data, "read_articles", few_articles)
+        patch.setattr(demo_data, "VALIDATION_ROWS", 2)
         status = demo.main([
-            f"output='{directory}'", f"base={QUICK}", f"topic={QUICK}", "held_out_examples=10",
-            "text_characters=60", "threads=1",
+            f"output='{directory}'", "base_steps={describe: 1, read: 1, hear: 1}", "synthetic_clips=10", "copies=1",
+            "adapter_steps={topic: 1, digit: 1, say: 1}", "batch_size=4", "held_out_examples=10", "text_characters=60",
         ])  # fmt: skip
     assert status == 0
     return directory
@@ -35,10 +37,12 @@ def few_articles(text_characters: int) -> list[Article]:
     return read_articles(text_characters)[:300]
 
 
-def test_every_size_is_reported_before_and_after(output: Path) -> None:
+def test_every_size_is_reported_on_every_task_before_and_after(output: Path) -> None:
     rows = [json.loads(line) for line in (output / "report.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["size"] for row in rows] == SIZES
-    assert all(row["examples"] == 10 and row["loss_before"] != row["loss_after"] for row in rows)
+    assert all(list(row["tasks"]) == TASKS for row in rows)
+    scores = [score for row in rows for score in row["tasks"].values()]
+    assert all(score["examples"] == 10 and score["loss_before"] != score["loss_after"] for score in scores)
     assert sorted(rows, key=lambda row: -row["parameters"]) == rows
 
 
@@ -49,10 +53,14 @@ def test_the_table_and_the_picture_are_written(output: Path) -> None:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("name", SIZES)
-def test_every_size_is_a_checkpoint_of_its_own(output: Path, when: str, name: str) -> None:
+def test_every_size_is_a_checkpoint_of_its_own_that_sees_and_hears(output: Path, when: str, name: str) -> None:
     directory = output / "sizes" / when / name
-    assert ModelConfig.read(directory).text.num_hidden_layers == (15 if name in ("full", "tiny_mix_wide") else 10)
-    assert {LINEAGE_FILE, "tokenizer.json", ATTRIBUTION_FILE} <= {path.name for path in directory.iterdir()}
+    config = ModelConfig.read(directory)
+    assert config.text.num_hidden_layers == (15 if name in ("full", "tiny_mix_wide") else 10)
+    assert config.vision is not None
+    assert config.audio is not None
+    files = {path.name for path in directory.iterdir()}
+    assert {LINEAGE_FILE, "tokenizer.json", "preprocessor_config.json", ATTRIBUTION_FILE} <= files
 
 
 def test_a_demo_replaces_an_earlier_one_and_nothing_else(tmp_path: Path) -> None:
