@@ -19,7 +19,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export WANDB_MODE ?= offline
 
-.PHONY: help setup demo test test-slow test-gpu check format bench-forward clean
+.PHONY: help setup demo test test-slow test-gpu check format bench-forward bench-cache clean
 
 help:
 	@echo 'make setup          .venv with everything the other targets need'
@@ -30,6 +30,7 @@ help:
 	@echo 'make check          format, lint, types, import layering, file lengths'
 	@echo 'make format         rewrite the sources as make check wants them'
 	@echo 'make bench-forward  the decoder against transformers, and what each sub-model costs'
+	@echo 'make bench-cache    what keeping soft tokens on disk saves in a second epoch'
 	@echo 'make clean          remove .venv and caches'
 
 setup: $(READY)
@@ -68,6 +69,9 @@ format: $(READY)
 
 bench-forward: $(READY)
 	$(BIN)/python -m tests.bench.decoder
+
+bench-cache: $(READY)
+	$(BIN)/python -m tests.bench.soft_tokens
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+import tests.torchvision_operators  # noqa: F401 - before transformers
 from model.config import ModelConfig, TextConfig
 from model.inputs import Inputs
 from model.slicing.spec import SliceConfig, SliceSpec
