@@ -16,14 +16,11 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from peft import LoraConfig, PeftModel, PeftType, get_peft_model
-from peft.config import PeftConfig
-from peft.tuners.lora import Embedding, Linear
-from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from model.adapter.hiding import hidden
 from model.adapter.targets import TargetSet, resolve_targets, travelling_names
 from model.checkpoint.directory import whole_directory
 from model.checkpoint.load import misfit
@@ -46,6 +43,14 @@ from model.slicing.adapter import (
     spell_pattern,
     weight_name,
 )
+
+# PEFT imports transformers, and that torchvision wherever it is installed, though nothing here needs it: it costs
+# a second, and one built for another torch than the one beside it cannot be imported at all.
+with hidden("torchvision"):
+    from peft import LoraConfig, PeftModel, PeftType, get_peft_model
+    from peft.config import PeftConfig
+    from peft.tuners.lora import Embedding, Linear
+    from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
 
 ADAPTER = "default"  # PEFT's name of the one adapter a model has here
 UNCALLED = ("altup.prediction_coefs", "altup.correction_coefs")
