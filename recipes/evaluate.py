@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
-from model.config import ModelConfig, TextConfig
-from model.slicing.count import Layout, count_effective_parameters, count_parameters, text_shapes
+from model.config import ModelConfig
+from model.slicing.count import Layout, count_effective_parameters, count_parameters, model_shapes
 from model.slicing.spec import SliceSpec
 from recipes.build import (
     base_of,
@@ -30,7 +33,7 @@ from recipes.schema import EvaluateRecipe
 from trainer.checkpoint import write_whole
 from trainer.data.collate import Collator
 from trainer.data.sources import LongRows
-from trainer.evaluation.held_out import Score, evaluate
+from trainer.evaluation.held_out import Score, score_batches, total
 from trainer.soft_tokens import SharedTowers
 
 REMEDY = "a larger max_length_tokens measures such rows too; leaving some out would be another measurement"
@@ -44,8 +47,8 @@ def run(recipe: EvaluateRecipe) -> None:
     """Measure every size, print a table, and write its rows if there is an output."""
     if recipe.output is not None:
         check_new_file(recipe.output)
-    config = ModelConfig.read(find_checkpoint(recipe.checkpoint))
-    rows = [describe(spec, score, config.text) for spec, score in measure(recipe)]
+    config = config_of(recipe, find_checkpoint(recipe.checkpoint))
+    rows = [describe(spec, score, config) for spec, score in measure(recipe)]
     Console(width=None if sys.stdout.isatty() else 200).print(table(rows))
     if recipe.output is not None:
         recipe.output.parent.mkdir(parents=True, exist_ok=True)
@@ -59,9 +62,7 @@ def measure(recipe: EvaluateRecipe) -> list[tuple[SliceSpec, Score]]:
         MatsliceError: A file, a size or the checkpoint cannot be used.
     """
     checkpoint = find_checkpoint(recipe.checkpoint)
-    config = ModelConfig.read(checkpoint)
-    if recipe.modalities is not None:
-        config = config.only(recipe.modalities)
+    config = config_of(recipe, checkpoint)
     specs = resolve_sizes(recipe.sizes, config.text)
     processor = build_processor(None, checkpoint, config, long_audio=recipe.long_audio)
     found = build_rows(
@@ -72,23 +73,35 @@ def measure(recipe: EvaluateRecipe) -> list[tuple[SliceSpec, Score]]:
         checkpoint, recipe.adapter_path, dtype=recipe.precision.dtype, device=find_device(recipe.device),
         modalities=config.modalities,
     )  # fmt: skip
-    gemma = base_of(model)
+    gemma, rows = base_of(model), found.rows[: recipe.max_examples]
     cache = build_cache(recipe.soft_token_cache, gemma, processor, find_device(recipe.device))
-    scores = evaluate(
-        model, found.rows[: recipe.max_examples], specs,
-        collator=Collator(processor.tokenizer.pad_id, processor, cache),
+    batches = score_batches(
+        model, rows, specs, collator=Collator(processor.tokenizer.pad_id, processor, cache),
         batch_size=recipe.batch_size, towers=SharedTowers(gemma, cache), workers=recipe.workers,
     )  # fmt: skip
-    return list(zip(specs, scores, strict=True))
+    bar = track(
+        batches, "measuring", total=math.ceil(len(rows) / recipe.batch_size), console=Console(stderr=True),
+        transient=True, disable=not sys.stderr.isatty(),
+    )  # fmt: skip
+    return list(zip(specs, total(bar, specs), strict=True))
 
 
-def describe(spec: SliceSpec, score: Score, config: TextConfig) -> dict[str, Any]:
-    """One size: how large it is and how well it does. Accuracy is the share of answers right to the letter."""
-    shapes = text_shapes(config, Layout.used).items()
+def config_of(recipe: EvaluateRecipe, checkpoint: Path) -> ModelConfig:
+    """The checkpoint's config, without the towers that are not to be loaded."""
+    config = ModelConfig.read(checkpoint)
+    return config if recipe.modalities is None else config.only(recipe.modalities)
+
+
+def describe(spec: SliceSpec, score: Score, config: ModelConfig) -> dict[str, Any]:
+    """One size: how large it is, towers included, and how well it does.
+
+    Accuracy is the share of answers right to the letter.
+    """
+    shapes = model_shapes(config, Layout.used).items()
     return {
         "size": spec.name,
-        "parameters": count_parameters(shapes, spec, config),
-        "effective_parameters": count_effective_parameters(shapes, spec, config),
+        "parameters": count_parameters(shapes, spec, config.text),
+        "effective_parameters": count_effective_parameters(shapes, spec, config.text),
         "loss": score.loss,
         "perplexity": score.perplexity,
         "accuracy": score.accuracy,

@@ -23,7 +23,7 @@ from trainer.data.batch import Batch
 from trainer.data.loader import Loader
 from trainer.data.supervise import TokenRow
 from trainer.elastic import SliceSampler
-from trainer.evaluation.held_out import Score, evaluate
+from trainer.evaluation.held_out import Score, score_batches, total
 from trainer.metrics import Clock, Record, StepFigures, Window
 from trainer.runtime import rows_per_step
 from trainer.schedule import Schedule
@@ -232,11 +232,11 @@ class Trainer:
     def evaluate(self) -> list[Score]:
         """The score of the validation rows under each spec that is to be measured; each process takes its share."""
         mine = self.validation[self.accelerator.process_index :: self.accelerator.num_processes]
-        scores = evaluate(
+        batches = score_batches(
             self.model, mine, self.evaluated, collator=self.loader.collator, towers=self.towers, workers=self.workers,
             batch_size=self.config.eval_batch_size or self.config.batch_size,
         )  # fmt: skip
-        return [self.over_processes(score) for score in scores]
+        return [self.over_processes(score) for score in total(batches, self.evaluated)]
 
     def over_processes(self, score: Score) -> Score:
         """The sum of what the processes measured."""

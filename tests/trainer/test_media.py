@@ -32,7 +32,7 @@ from tests.trainer.parts import (
 )
 from trainer.data.collate import Collator
 from trainer.elastic import ElasticPolicy
-from trainer.evaluation.held_out import Score, evaluate
+from trainer.evaluation.held_out import Score, score_batches, total
 from trainer.loop import Trainer
 from trainer.sinks import METRICS_FILE, read_records
 from trainer.soft_token_cache import SoftTokenCache
@@ -169,7 +169,8 @@ def test_kept_soft_tokens_spare_tower_and_decoding(tmp_path: Path, monkeypatch: 
     def run() -> Score:
         cache = SoftTokenCache.of(tmp_path, model, PROCESSOR, CPU)
         collator, towers = Collator(0, PROCESSOR, cache), SharedTowers(model, cache)
-        (score,) = evaluate(model, ROWS, [FULL], collator=collator, batch_size=3, towers=towers)
+        batches = score_batches(model, ROWS, [FULL], collator=collator, batch_size=3, towers=towers)
+        (score,) = total(batches, [FULL])
         return score
 
     towers = (model.model.vision_tower, model.model.audio_tower)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,8 +75,7 @@ def score_batch(model: nn.Module, batch: Batch, spec: SliceSpec) -> Score:
     )
 
 
-@torch.no_grad()
-def evaluate(
+def score_batches(
     model: nn.Module,
     rows: Sequence[TokenRow],
     specs: Sequence[SliceSpec],
@@ -85,8 +84,10 @@ def evaluate(
     batch_size: int,
     towers: SharedTowers | None = None,
     workers: int = 0,
-) -> list[Score]:
-    """The score of ``rows`` under each of ``specs``; ``model`` is left in the mode, training or not, it was in.
+) -> Iterator[list[Score]]:
+    """The scores of ``rows`` under each of ``specs``, batch by batch.
+
+    In the end ``model`` is in the mode, training or not, that it was in.
 
     Args:
         model: Called as ``model(inputs, spec=spec).logits``.
@@ -103,7 +104,6 @@ def evaluate(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    scores = [Score()] * len(specs)
     # By length, so that little is padding; the score does not depend on the order.
     by_length = sorted(rows, key=lambda row: len(row.ids))
     batches = Ahead(
@@ -113,10 +113,18 @@ def evaluate(
     with contextlib.closing(batches):
         for start in range(0, len(by_length), batch_size):
             batch = batches(start).to(device)
-            if towers is not None:
-                batch = towers.encode(batch)
-            scores = [score + score_batch(model, batch, spec) for score, spec in zip(scores, specs, strict=True)]
+            with torch.no_grad():  # not around the yield, where it would reach the caller
+                encoded = batch if towers is None else towers.encode(batch)
+                scores = [score_batch(model, encoded, spec) for spec in specs]
+            yield scores
     model.train(was_training)
+
+
+def total(batches: Iterable[Sequence[Score]], specs: Sequence[SliceSpec]) -> list[Score]:
+    """The score under each spec, summed over batches; there may be none."""
+    scores = [Score()] * len(specs)
+    for batch in batches:
+        scores = [score + more for score, more in zip(scores, batch, strict=True)]
     return scores
 
 

@@ -15,7 +15,7 @@ from tests.tiny import TINY_TEXT, tiny_model
 from tests.trainer.parts import SLICES, conversation, rows, spelling
 from trainer.data.collate import Collator
 from trainer.data.supervise import TokenRow
-from trainer.evaluation.held_out import Score, evaluate, majority_accuracy
+from trainer.evaluation.held_out import Score, majority_accuracy, score_batches, total
 
 FULL = SliceSpec.full(TINY_TEXT)
 SPECS = {name: SliceSpec.resolve(written, TINY_TEXT) for name, written in SLICES.items()}
@@ -23,7 +23,7 @@ SPECS = {name: SliceSpec.resolve(written, TINY_TEXT) for name, written in SLICES
 
 def measured(of: Sequence[TokenRow], spec: SliceSpec = FULL, *, batch_size: int) -> Score:
     """The tiny model's score."""
-    (score,) = evaluate(tiny_model(), of, [spec], collator=Collator(0), batch_size=batch_size)
+    (score,) = total(score_batches(tiny_model(), of, [spec], collator=Collator(0), batch_size=batch_size), [spec])
     return score
 
 
@@ -59,9 +59,16 @@ def test_the_score_of_all_is_the_sum_of_the_scores_of_the_parts() -> None:
     assert (first + second).loss == pytest.approx(both.loss, rel=1e-12)  # the same float64 terms in another order
 
 
+def test_sizes_measured_together_score_as_each_does_alone() -> None:
+    of, specs = rows(spelling(5)), list(SPECS.values())
+    together = total(score_batches(tiny_model(), of, specs, collator=Collator(0), batch_size=2), specs)
+    assert together == [measured(of, spec, batch_size=2) for spec in specs]
+
+
 def test_measuring_leaves_the_model_in_training_mode_and_without_gradients() -> None:
     model = tiny_model().train()
-    evaluate(model, rows(spelling(2)), [FULL], collator=Collator(0), batch_size=2)
+    for (score,) in score_batches(model, rows(spelling(2)), [FULL], collator=Collator(0), batch_size=1):
+        assert score.examples == 1
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
 
