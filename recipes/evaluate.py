@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from model.config import ModelConfig
@@ -33,7 +31,7 @@ from recipes.schema import EvaluateRecipe
 from trainer.checkpoint import write_whole
 from trainer.data.collate import Collator
 from trainer.data.sources import LongRows
-from trainer.evaluation.held_out import Score, score_batches, total
+from trainer.evaluation.held_out import Score, score_batches
 from trainer.soft_tokens import SharedTowers
 
 REMEDY = "a larger max_length_tokens measures such rows too; leaving some out would be another measurement"
@@ -79,11 +77,20 @@ def measure(recipe: EvaluateRecipe) -> list[tuple[SliceSpec, Score]]:
         model, rows, specs, collator=Collator(processor.tokenizer.pad_id, processor, cache),
         batch_size=recipe.batch_size, towers=SharedTowers(gemma, cache), workers=recipe.workers,
     )  # fmt: skip
-    bar = track(
-        batches, "measuring", total=math.ceil(len(rows) / recipe.batch_size), console=Console(stderr=True),
-        transient=True, disable=not sys.stderr.isatty(),
-    )  # fmt: skip
-    return list(zip(specs, total(bar, specs), strict=True))
+    return list(zip(specs, add_up(batches, specs, len(rows)), strict=True))
+
+
+def add_up(batches: Iterable[Sequence[Score]], specs: Sequence[SliceSpec], num_rows: int) -> list[Score]:
+    """The scores of all batches; a large model takes long for them, so how far it is is said ten times."""
+    scores = [Score()] * len(specs)
+    for batch in batches:
+        before, scores = scores[0].examples, [score + more for score, more in zip(scores, batch, strict=True)]
+        done = scores[0].examples
+        if 10 * done // num_rows > 10 * before // num_rows:
+            losses = ", ".join(f"{spec.name} {score.loss:.4f}" for spec, score in zip(specs, scores, strict=True))
+            # The table comes at the end, on standard output.
+            print(f"{done:,} of {num_rows:,} conversations: loss of {losses}", file=sys.stderr, flush=True)
+    return scores
 
 
 def config_of(recipe: EvaluateRecipe, checkpoint: Path) -> ModelConfig:

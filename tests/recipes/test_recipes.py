@@ -14,15 +14,16 @@ import pytest
 import torch
 
 from model.adapter.lora import load_adapter
+from model.adapter.targets import DECODER
 from model.checkpoint.load import load
 from model.checkpoint.names import TIED_HEAD, TOKEN_TABLE
 from model.checkpoint.reader import Checkpoint
 from model.checkpoint.writer import save, write_checkpoint
-from model.config import ModelConfig
 from model.inputs import Inputs
+from model.tower_config import Modality
 from recipes.cli import main
 from tests.recipes.conftest import SHORT
-from tests.tiny import tiny_config, tiny_inputs, tiny_model
+from tests.tiny import tiny_config, tiny_inputs, tiny_model, tiny_multimodal_config
 from tests.trainer.parts import losses
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +65,7 @@ def test_train_begins_from_nothing_in_a_shape_of_conf(weights: Path, chat: Path,
     status = main([
         "train", "model=tiny", f"tokenizer={weights}", "adapter=none", "trainer=cpu", f"data.train=[{chat}]",
         f"trainer.output={tmp_path / 'run'}", "trainer.max_steps=1", "trainer.batch_size=1", "sizes=tiny",
-        "elastic=sandwich", "schedule.warmup_steps=0",
+        "elastic=sandwich", "schedule.warmup_steps=0", "modalities=[text]",
     ])  # fmt: skip
     assert status == 0
     assert Checkpoint.open(tmp_path / "run" / "weights").config.text.num_hidden_layers == 15
@@ -118,12 +119,15 @@ def test_a_slice_that_fails_its_check_is_not_kept(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_evaluate_says_how_each_size_did_as_soon_as_it_is_known(
+def test_evaluate_says_how_far_it_is_and_how_each_size_does(
     weights: Path, chat: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["evaluate", f"checkpoint={weights}", f"files=[{chat}]", "+slice@sizes.half=full", "sizes.half.name=half"]
-    assert main([*words, "max_examples=2"]) == 0
-    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == ["full", "half"]
+    assert main([*words, "max_examples=3", "batch_size=2"]) == 0
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("2 of 3 conversations: loss of full ")
+    assert last.startswith("3 of 3 conversations: loss of full ")
+    assert ", half " in last
 
 
 def test_merge_gives_the_model_that_the_adapter_made(weights: Path, adapter: Path, tmp_path: Path) -> None:
@@ -135,16 +139,15 @@ def test_merge_gives_the_model_that_the_adapter_made(weights: Path, adapter: Pat
 
 
 def test_merging_and_slicing_carry_towers_and_a_stored_head_along(adapter: Path, tmp_path: Path) -> None:
-    gemma = tiny_model()
+    gemma = tiny_model(tiny_multimodal_config())
     tensors = {name: parameter.detach() for name, parameter in gemma.named_parameters()}
-    carried = {"model.vision_tower.conv.weight": torch.ones(3, 2), TIED_HEAD: tensors[TOKEN_TABLE].clone()}
-    published = {"model_type": "gemma3n", "text_config": gemma.config.publish(), "vision_config": {}}
-    config = ModelConfig(text=gemma.config.text, published=published)
-    write_checkpoint((tensors | carried).items(), config, tmp_path / "whole")
+    carried = {name: tensor for name, tensor in tensors.items() if not name.startswith(DECODER)}
+    carried[TIED_HEAD] = tensors[TOKEN_TABLE].clone()
+    write_checkpoint((tensors | carried).items(), gemma.config, tmp_path / "whole")
     words = ["slice", f"checkpoint={tmp_path / 'whole'}", f"adapter_path={adapter}", "merge=true", "check=true"]
     assert main([*words, *SHORT, f"output={tmp_path / 'small'}"]) == 0
     merged = Checkpoint.open(tmp_path / "small")
-    assert merged.config.is_multimodal
+    assert merged.config.modalities == tuple(Modality)
     assert (tmp_path / "small" / "slice.json").is_file()
     for name, tensor in carried.items():
         assert torch.equal(merged.tensor(name), tensor)

@@ -74,8 +74,8 @@ def demo_base(output: Path, launcher: Sequence[str], *, batch_size: int) -> list
         tiny_tokenizer().write(data / "tokenizer")
         write_jsonl(data / "train.jsonl", [conversation(word) for word in words])
     subprocess.run(
-        [sys.executable, *launcher, "-m", "recipes.train", "experiment=demo_base", "trainer.max_steps=2",
-         "schedule.warmup_steps=0", "trainer.log_every=1", f"trainer.batch_size={batch_size}",
+        [sys.executable, *launcher, "-m", "recipes.train", "experiment=demo_base", "modalities=[text]",
+         "trainer.max_steps=2", "schedule.warmup_steps=0", "trainer.log_every=1", f"trainer.batch_size={batch_size}",
          f"trainer.output={output}", f"tokenizer={data / 'tokenizer'}", f"data.train=[{data / 'train.jsonl'}]",
          f"data.validation=[{data / 'train.jsonl'}]"],
         cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=280,
