@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo's data: six tasks as conversations with pictures and recordings in them, and a vocabulary.
 
-The base learns to ``describe`` texts, and to ``read`` a digit and ``hear`` a number as a figure; the adapter
-to name the ``topic`` of a text, and to ``say`` numbers heard and name ``digit``\\ s seen in a word. What is held
-out of one task is held out of its sister: the same articles, pictures and voices.
+The base learns to ``describe`` texts, and to ``read`` digits and ``hear`` numbers as figures; the adapter to name
+the ``topic`` of a text, and to put digits seen (``digit``) and numbers heard (``say``) in words. What is held out
+of one task is held out of its sister: the same articles, pictures and voices.
 """
 
 from __future__ import annotations
