@@ -129,7 +129,7 @@ COMMANDS: dict[str, tuple[Words, str]] = {
     "wider than the parent": (sliced("slice.ffn_widths=[64]"), "layer 0 asks for width 64; its parent has 1 to 48"),
     "too few widths": (sliced("slice.ffn_widths=[24,24]"), "2 ffn_widths for 9 kept layers; give one per kept layer"),
     "slice of a larger model": (sliced("slice=e2b"), "skip_layers has [20, 21, 22, 23, 24], but the parent has layers"),
-    "empty prompt": (asked("prompt= "), "prompt is empty; give prompt='…', or text on standard input"),
+    "empty prompt": (asked("prompt= "), "prompt is empty; give prompt='…', text on standard input"),
     "negative temperature": (asked("prompt=hi", "generation.temperature=-1"), "temperature is -1"),
     "text past the positions": (asked("prompt=hi", "generation.max_new_tokens=512"), "the model has 512 positions"),
 }  # fmt: skip
@@ -199,7 +199,7 @@ DATA: dict[str, tuple[Words, str]] = {
     ),
     "too long a row": (
         from_data(lambda at: at.data(turns(USER, ASSISTANT)), "data.max_length_tokens=4"),
-        "expected at most 4 (data.max_length_tokens; data.long_rows=skip leaves such rows out)",
+        "expected at most 4 (data.max_length_tokens; data.long_rows=skip leaves such rows out,",
     ),
     "too long a row to be measured": (
         measured("max_length_tokens=4"), "expected at most 4 (a larger max_length_tokens measures such rows too",
