@@ -204,3 +204,30 @@ def test_sound_that_is_too_long_is_cut_into_clips_where_that_is_asked_for(
     assert "long_audio=chunk" in capsys.readouterr().err
     for how in ("truncate", "chunk"):
         assert main([*words, f"long_audio={how}"]) == 0
+
+
+def test_an_adapter_on_every_part_resumes_bit_for_bit(train: Callable[..., int], tmp_path: Path) -> None:
+    told = {}
+    words = ["adapter=multimodal", "adapter.targets=[text,vision,audio,embedders]", "trainer.save_every=1"]
+    for name in ("whole", "stopped"):
+        assert train(*words, f"trainer.output={tmp_path / name}") == 0
+        if name == "stopped":
+            (tmp_path / name / "checkpoints" / "step_000002").rename(tmp_path / "lost")
+            assert train(*words, f"trainer.output={tmp_path / name}", "trainer.resume=true") == 0
+        told[name] = [record["loss"] for record in records(tmp_path / name) if record["kind"] == "train"]
+    assert told["stopped"] == told["whole"]
+    assert len(told["whole"]) == 2
+
+
+def test_a_trained_adapter_on_the_towers_is_measured_with_them(
+    train: Callable[..., int], media_weights: Path, folder: Path, tmp_path: Path
+) -> None:
+    losses = []
+    assert train("adapter=vision", "optim.learning_rate=1e-1") == 0
+    for more in ([], [f"adapter_path={tmp_path / 'run' / 'weights'}"]):
+        output = tmp_path / f"{len(losses)}.jsonl"
+        words = [f"checkpoint={media_weights}", f"files=[{folder / 'mixed.jsonl'}]", f"output={output}", "device=cpu"]
+        # The same directory for both: what the tower made without the adapter is not taken for what it makes with it.
+        assert main(["evaluate", *words, f"soft_token_cache={tmp_path / 'cache'}", *more]) == 0
+        losses.append(json.loads(output.read_text(encoding="utf-8"))["loss"])
+    assert losses[0] != losses[1]
