@@ -30,7 +30,7 @@ from trainer.schedule import Schedule
 from trainer.sinks import METRICS_FILE, Sink, read_records
 from trainer.soft_tokens import SharedTowers
 from trainer.state import TrainState
-from trainer.step import batch_loss_sum
+from trainer.step import anchored, batch_loss_sum
 from trainer.weights import Weights
 
 NUM_SHOWN = 5  # parameters and rows named when a run has to stop
@@ -87,7 +87,8 @@ class Trainer:
             state = self.run.load(self.optimizer, self.weights)
             # Every process gets the first one's weights, and the model is wrapped where there are several. The
             # optimizer stays as it is: it knows the parameters, which wrapping does not replace.
-            prepared: nn.Module = self.accelerator.prepare(self.model)
+            trained = self.model if self.towers is None else anchored(self.model, self.towers.decoder)
+            prepared: nn.Module = self.accelerator.prepare(trained)
             prepared.train()
             self.clock = Clock(first_step=state.step)
             while state.step < self.config.max_steps:

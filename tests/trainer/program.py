@@ -18,6 +18,7 @@ import torch
 
 import tests.torchvision_operators  # noqa: F401 - before peft, which imports it by way of transformers
 from model.adapter.lora import AdapterConfig
+from model.freezing import Part
 from tests.trainer.parts import Hook, elastic, media_trainer, tiny_trainer, trainer_config
 from trainer.elastic import ElasticPolicy
 from trainer.loop import Trainer
@@ -30,7 +31,8 @@ def main(wishes: dict[str, Any]) -> None:
     policy, names = ElasticPolicy(wishes.pop("policy", "off")), wishes.pop("names", ("full", "narrow", "short"))
     adapter = AdapterConfig(rank=4, alpha=8, dropout=0.1) if wishes.pop("adapter", False) else None
     if wishes.pop("media", False):
-        media_trainer(trainer_config(output, **wishes), elastic_config=elastic(policy, names)).fit()
+        frozen = [Part(name) for name in wishes.pop("frozen", [])]
+        media_trainer(trainer_config(output, **wishes), frozen=frozen, elastic_config=elastic(policy, names)).fit()
         return
     kill_at, kill_in_save = wishes.pop("kill_at", None), wishes.pop("kill_in_save", False)
     trainer = tiny_trainer(

@@ -135,6 +135,17 @@ def test_a_trained_tower_runs_in_every_forward_pass(tmp_path: Path) -> None:
     assert calls == [sum(len(row.pictures) for row in ROWS)] * len(specs)
 
 
+def test_a_step_without_media_leaves_towers_alone_where_nothing_else_is_trained(tmp_path: Path) -> None:
+    trainer = media_trainer(
+        trainer_config(tmp_path, max_steps=10, batch_size=1), frozen=[Part.text, Part.audio, Part.embedders]
+    )
+    pictured = [bool(row.pictures) for position in range(10) for row in trainer.loader.take(position)]
+    assert {True, False} == set(pictured)
+    trainer.fit()
+    norms = [record["gradient_norm"] for record in read_records(tmp_path / METRICS_FILE) if record["kind"] == "train"]
+    assert [norm > 0 for norm in norms] == pictured
+
+
 def test_a_run_on_media_resumes_bit_for_bit(tmp_path: Path) -> None:
     config = trainer_config(tmp_path / "whole", max_steps=4, batch_size=3, save_every=2)
     media_trainer(config).fit()

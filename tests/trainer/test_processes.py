@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from model.errors import ConfigError
+from model.freezing import Part
 from tests.trainer.parts import elastic, media_trainer, tiny_trainer, trainer_config
 from trainer.elastic import ElasticPolicy
 from trainer.runtime import start
@@ -77,11 +78,15 @@ def test_two_processes_have_the_losses_of_one_with_the_doubled_batch(tmp_path: P
 
 
 @pytest.mark.slow
-def test_processes_train_towers_together_although_some_of_their_batches_hold_no_media(tmp_path: Path) -> None:
+@pytest.mark.parametrize("frozen", [[], [Part.text, Part.embedders]], ids=["everything", "towers alone"])
+def test_processes_train_towers_together_although_some_of_their_batches_hold_no_media(
+    tmp_path: Path, frozen: list[Part]
+) -> None:
     wishes = {"batch_size": 1, "gradient_accumulation": 1, "max_steps": 5}  # every row of one epoch
-    launch_two({"output": str(tmp_path / "two"), "media": True, "policy": "sandwich", "names": NAMES, **wishes})
+    launch_two({"output": str(tmp_path / "two"), "media": True, "frozen": frozen, "policy": "sandwich",
+                "names": NAMES, **wishes})  # fmt: skip
     config = trainer_config(tmp_path / "one", **wishes | {"batch_size": 2})
-    trainer = media_trainer(config, elastic_config=elastic(ElasticPolicy.sandwich, NAMES))
+    trainer = media_trainer(config, frozen=frozen, elastic_config=elastic(ElasticPolicy.sandwich, NAMES))
     pairs = [[bool(row.pictures) for row in trainer.loader.take(position)] for position in range(0, 10, 2)]
     assert [True, False] in pairs or [False, True] in pairs
     trainer.fit()

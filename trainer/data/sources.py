@@ -50,7 +50,7 @@ class DataConfig:
     long_audio: LongAudio = LongAudio.refuse  # sound of more than 30 s: refuse, truncate, or chunk it into several
     shuffle: bool = True
     max_validation_examples: int | None = None  # measure on the first ones only; null = all
-    workers: int = 2  # threads that read images and sound ahead of the steps; 0 = no thread
+    workers: int = 2  # threads that read images and sound ahead, a micro-batch each; 0 = none
     soft_token_cache: Path | None = None  # directory that keeps what frozen towers make of images and sound
 
     def __post_init__(self) -> None:
