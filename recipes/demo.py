@@ -7,6 +7,7 @@ both are cut to every size and measured from disk. Each step is a recipe, run as
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sys
@@ -211,8 +212,8 @@ class Demo:
         ):
             example = read_conversations([self.data / task / "test.jsonl"])[0]
             message = next(message for message in example.messages if message.role is Role.user)
-            media = [f"image={quoted(Path(str(picture.source)))}" for picture in message.pictures]
-            media += [f"audio={quoted(Path(str(recording.source)))}" for recording in message.recordings]
+            media = [f"image={os.path.normpath(str(picture.source))}" for picture in message.pictures]
+            media += [f"audio={os.path.normpath(str(recording.source))}" for recording in message.recordings]
             recipe = self.compose("generate", [
                 f"checkpoint={quoted(checkpoint)}", f"prompt={message.text}", *media, "generation.max_new_tokens=16",
             ])  # fmt: skip
