@@ -31,7 +31,9 @@ class Picture:
 
 
 def write_pictures(directory: Path) -> list[Picture]:
-    """A PNG of every digit: dark ink on white paper. Their order is chance, but always the same.
+    """A PNG of every digit: light on dark. Their order is chance, but always the same.
+
+    (From dark on light a tower learns half as fast: most of what it sees then is the paper.)
 
     Raises:
         InputError: The package is not installed.
@@ -40,8 +42,8 @@ def write_pictures(directory: Path) -> list[Picture]:
     for index, (*ink, digit) in enumerate(read_table()):
         number = chance(f"digit {index}")
         path = directory / f"digit_{index:04}.png"
-        paper = np.rint(WHITE * (1 - np.array(ink).reshape(SIDE, SIDE) / MOST_INK)).astype(np.uint8)
-        Image.fromarray(paper).resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BICUBIC).save(path)
+        scanned = np.rint(WHITE / MOST_INK * np.array(ink).reshape(SIDE, SIDE)).astype(np.uint8)
+        Image.fromarray(scanned).resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BICUBIC).save(path)
         pictures.append((number, Picture(digit, path, split_of(number))))
     return [picture for _, picture in sorted(pictures, key=lambda pair: pair[0])]
 

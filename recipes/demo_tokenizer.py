@@ -13,11 +13,10 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from model.config import ModelConfig
 from model.processor.chat import AUDIO_MARKS, CHAT_TEMPLATE, IMAGE_MARKS
 from model.processor.processor import Processor
-from model.processor.settings import COLOURS, AudioSettings, ImageSettings
+from model.processor.settings import AudioSettings, ImageSettings
 from model.processor.tokenizer import TOKENIZER_FILE, Tokenizer
 from model.vision.stages import architecture
 
-PAPER_MEAN, PAPER_STD = 0.7, 0.4  # of the demo's pictures, white being 1
 TELEPHONE_HZ = 3_800.0  # nothing is heard above
 
 SPECIAL_TOKENS = (  # ids 0, 1, 2, …
@@ -56,13 +55,11 @@ def train_tokenizer(texts: Iterable[str], directory: Path, config: ModelConfig) 
 
 
 def image_settings(config: ModelConfig) -> ImageSettings | None:
-    """Pictures of the size that the vision tower is meant for; its mean pixel is zero, and it learns twice as fast."""
+    """Pictures of the size that the vision tower is meant for."""
     if config.vision is None:
         return None
     side = architecture(config.vision.architecture).picture_px
-    return ImageSettings(
-        height=side, width=side, do_normalize=True, image_mean=(PAPER_MEAN,) * COLOURS, image_std=(PAPER_STD,) * COLOURS
-    )
+    return ImageSettings(height=side, width=side)
 
 
 def audio_settings(config: ModelConfig) -> AudioSettings | None:
