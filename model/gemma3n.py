@@ -53,7 +53,7 @@ class Towers(nn.Module):
             (self.config.audio, self.embed_audio, inputs.audio),
         )
         for tower, embedder, soft in media:
-            if tower is not None and embedder is not None:
+            if tower is not None and embedder is not None and inputs.may_hold(tower.ids):
                 embedded = with_hard_ids(embedded, ids, embedder, tower)
                 if soft is not None:
                     assert isinstance(soft, SoftTokens)

@@ -20,7 +20,7 @@ class Images:
     """Pictures as the vision tower takes them: red, green, blue in [0, 1].
 
     Raises:
-        InputError: The tensor is of another shape or kind.
+        InputError: The tensor is of another shape or kind, or (looked at on the CPU only) of another range.
     """
 
     pixels: Float[Tensor, "images 3 height width_px"]
@@ -32,6 +32,13 @@ class Images:
                 f"inputs: images are {self.pixels.dtype} of shape {shape}; they must be numbers in [0, 1] of shape"
                 " (images, 3, height, width), all images of a batch in one axis"
             )
+        if self.pixels.device.type == "cpu":  # elsewhere a look at the values would stop the device's queue
+            low, high = (bound.item() for bound in self.pixels.detach().aminmax())
+            if not (low >= 0 and high <= 1):  # so that NaN is refused too
+                raise InputError(
+                    f"inputs: the images' values reach from {low:g} to {high:g}; they must lie in [0, 1]:"
+                    " divide bytes by 255, and leave mean and deviation alone"
+                )
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -48,7 +55,8 @@ class Audio:
     Real frames come first in each clip; what stands behind them is never looked at.
 
     Raises:
-        InputError: The tensors are of other shapes or kinds, or a clip has no frame.
+        InputError: The tensors are of other shapes or kinds, a clip has no frame, or (looked at on the CPU
+            only) a real frame holds what is no number.
     """
 
     frames: Float[Tensor, "clips frames mels"]
@@ -65,6 +73,13 @@ class Audio:
                 f"inputs: the mask of the audio frames is {self.mask.dtype} of shape {tuple(self.mask.shape)};"
                 " it must be torch.bool, True at real frames, and not empty"
             )
+        if self.frames.device.type == self.mask.device.type == "cpu":
+            broken = (~self.frames.detach().isfinite().all(dim=2) & self.mask).any(dim=1)
+            if bool(broken.any()):
+                raise InputError(
+                    f"inputs: audio clip {int(broken.int().argmax())} has real frames with NaN or infinity in them;"
+                    " look at how its spectrum was made (the logarithm of zero?)"
+                )
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -96,10 +111,12 @@ class SoftTokens:
 
     def __post_init__(self) -> None:
         shape, kind = tuple(self.features.shape), self.features.dtype
-        if len(shape) != 3 or 0 in shape or self.mask.shape != shape[:2] or self.mask.dtype != torch.bool:
+        masked = self.mask.shape == shape[:2] and self.mask.dtype == torch.bool
+        if len(shape) != 3 or 0 in shape or not kind.is_floating_point or not masked:
             raise InputError(
                 f"inputs: soft tokens are {kind} of shape {shape} and their mask {self.mask.dtype} of shape"
-                f" {tuple(self.mask.shape)}; they must be (items, tokens, channels) and (items, tokens) of torch.bool"
+                f" {tuple(self.mask.shape)}; they must be fractions (items, tokens, channels) and torch.bool"
+                " (items, tokens)"
             )
 
     def __len__(self) -> int:
@@ -117,14 +134,19 @@ class Inputs:
     ``mask`` is True at real tokens and False at padding, which may stand on either side. Images and clips
     lie in the order of their runs of placeholders, row after row; either may have been through its tower.
 
+    ``ids_below``: every id is known to be smaller; None if nobody has looked. Media's ids lie behind the text's,
+    so a model that is told need not look itself, for which a device would have to finish all it has to do.
+
     Raises:
-        InputError: The two tensors do not have the same two axes, are empty, or of the wrong kind.
+        InputError: The two tensors do not have the same two axes, are empty, or of the wrong kind; the media
+            are something else; or (looked at on the CPU only) an id is not below ``ids_below``.
     """
 
     ids: Int[Tensor, "batch seq"]
     mask: Bool[Tensor, "batch seq"]
     images: Images | SoftTokens | None = None
     audio: Audio | SoftTokens | None = None
+    ids_below: int | None = None
 
     def __post_init__(self) -> None:
         if self.ids.ndim != 2 or self.mask.shape != self.ids.shape:
@@ -139,16 +161,35 @@ class Inputs:
             )
         if self.mask.dtype != torch.bool:
             raise InputError(f"inputs: mask is {self.mask.dtype}; it must be torch.bool, True at real tokens")
+        for name, given, kind in (("images", self.images, Images), ("audio", self.audio, Audio)):
+            if not isinstance(given, kind | SoftTokens | None):
+                raise InputError(
+                    f"inputs: {name} are given as {type(given).__name__}; they must be {kind.__name__} or SoftTokens"
+                    " (model.inputs), or None"
+                )
+        if self.ids_below is not None and self.ids.device.type == "cpu" and int(self.ids.max()) >= self.ids_below:
+            raise InputError(
+                f"inputs: ids reach to {int(self.ids.max())}, but are said to be below {self.ids_below} (ids_below);"
+                " say None where they are not known"
+            )
 
     @classmethod
-    def of(cls, ids: Int[Tensor, "batch seq"]) -> Inputs:
+    def of(cls, ids: Int[Tensor, "batch seq"], *, ids_below: int | None = None) -> Inputs:
         """Sequences without padding."""
-        return cls(ids=ids, mask=torch.ones_like(ids, dtype=torch.bool))
+        return cls(ids=ids, mask=torch.ones_like(ids, dtype=torch.bool), ids_below=ids_below)
+
+    def may_hold(self, ids: range) -> bool:
+        """Whether one of ``ids`` may be among those of the batch, as far as is known without a look at them."""
+        return self.ids_below is None or ids.start < self.ids_below
 
     def to(self, device: torch.device | str) -> Inputs:
-        """The same inputs on another device."""
+        """The same inputs on another device; ``ids_below`` is found out while they are still at hand."""
+        below = self.ids_below
+        if below is None and self.ids.device.type == "cpu":
+            below = int(self.ids.max()) + 1
         return dataclasses.replace(
             self,
+            ids_below=below,
             ids=self.ids.to(device),
             mask=self.mask.to(device),
             images=None if self.images is None else self.images.to(device),

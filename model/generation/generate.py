@@ -37,7 +37,7 @@ def pad_left(prompts: Sequence[Sequence[int]], pad_id: int, *, device: torch.dev
     for row, prompt in enumerate(prompts):
         ids[row, longest - len(prompt) :] = torch.tensor(prompt)
         mask[row, longest - len(prompt) :] = True
-    return Inputs(ids=ids.to(device), mask=mask.to(device))
+    return Inputs(ids=ids, mask=mask).to(device)
 
 
 @torch.no_grad()
@@ -81,7 +81,7 @@ def generate(
             stopped = stopped | torch.isin(token, stops)
             if bool(stopped.all()):
                 return
-            inputs = Inputs.of(token[:, None])
+            inputs = Inputs.of(token[:, None], ids_below=config.vocab_size_per_layer_input)  # see ``ids_of_media``
     finally:
         model.train(was_training)
 

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import jaxtyping
 import pytest
 import torch
@@ -30,6 +33,17 @@ def test_images_of_another_shape_or_kind_are_refused(pixels: torch.Tensor) -> No
         Images(pixels=pixels)
 
 
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [(255.0, "from 0 to 255"), (-0.01, "from -0.01 to 0.5"), (torch.nan, "from nan to nan")],
+)
+def test_pixels_beyond_0_and_1_are_refused(value: float, found: str) -> None:
+    pixels = torch.tensor([0.0, 0.5, value]).abs() if value > 1 else torch.tensor([0.5, 0.5, value])
+    with pytest.raises(InputError, match=rf"values reach {found}; they must lie in \[0, 1\]: divide bytes by 255"):
+        Images(pixels=pixels.expand(1, 3, 4, 3).clone())
+    assert len(Images(pixels=torch.tensor([0.0, 1.0]).expand(1, 3, 2, 2))) == 1
+
+
 def test_clips_of_different_lengths_lie_side_by_side() -> None:
     audio = Audio.of([torch.ones(2, 4), torch.full((3, 4), 2.0)])
     assert audio.mask.tolist() == [[True, True, False], [True] * 3]
@@ -53,6 +67,16 @@ def test_audio_whose_mask_is_of_numbers_is_refused() -> None:
         Audio(frames=torch.zeros(1, 4, 8), mask=torch.ones(1, 4, dtype=torch.long))
 
 
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_frames_without_a_number_are_refused_where_they_are_real(value: float) -> None:
+    frames, mask = torch.zeros(2, 4, 8), torch.ones(2, 4, dtype=torch.bool)
+    frames[1, 3, 5] = value
+    with pytest.raises(InputError, match="audio clip 1 has real frames with NaN or infinity in them"):
+        Audio(frames=frames, mask=mask)
+    mask[1, 3] = False
+    assert len(Audio(frames=frames, mask=mask)) == 2
+
+
 @pytest.mark.parametrize(
     ("features", "mask"),
     [
@@ -60,11 +84,12 @@ def test_audio_whose_mask_is_of_numbers_is_refused() -> None:
         (torch.zeros(1, 4, 8), torch.ones(1, 3, dtype=torch.bool)),
         (torch.zeros(1, 4, 8), torch.ones(1, 4)),
         (torch.zeros(1, 0, 8), torch.ones(1, 0, dtype=torch.bool)),
+        (torch.zeros(1, 4, 8, dtype=torch.long), torch.ones(1, 4, dtype=torch.bool)),
     ],
-    ids=["two_axes", "another_mask", "mask_of_numbers", "none"],
+    ids=["two_axes", "another_mask", "mask_of_numbers", "none", "whole_numbers"],
 )
 def test_soft_tokens_of_another_shape_or_kind_are_refused(features: torch.Tensor, mask: torch.Tensor) -> None:
-    with pytest.raises(InputError, match=r"they must be \(items, tokens, channels\) and \(items, tokens\)"):
+    with pytest.raises(InputError, match=r"must be fractions \(items, tokens, channels\) and torch\.bool"):
         SoftTokens(features=features, mask=mask)
 
 
@@ -81,6 +106,32 @@ def test_soft_tokens_of_another_shape_or_kind_are_refused(features: torch.Tensor
 def test_tokens_of_another_shape_or_kind_are_refused(ids: torch.Tensor, mask: torch.Tensor, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Inputs(ids=ids, mask=mask)
+
+
+@pytest.mark.parametrize("medium", ["images", "audio"])
+def test_media_that_are_bare_tensors_are_refused(medium: str) -> None:
+    given: dict[str, Any] = {medium: torch.zeros(1, 3, 8, 8)}
+    with pytest.raises(InputError, match=rf"{medium} are given as Tensor; they must be (Images|Audio) or SoftTokens"):
+        dataclasses.replace(Inputs.of(torch.ones(1, 3, dtype=torch.long)), **given)
+
+
+def test_the_other_medium_is_refused() -> None:
+    inputs = Inputs.of(torch.ones(1, 3, dtype=torch.long))
+    wrong: Any = Images(pixels=torch.zeros(1, 3, 8, 8))
+    with pytest.raises(InputError, match="audio are given as Images; they must be Audio or SoftTokens"):
+        dataclasses.replace(inputs, audio=wrong)
+
+
+def test_what_ids_are_below_is_known_once_they_have_moved_and_must_be_true() -> None:
+    inputs = Inputs.of(torch.tensor([[3, 9, 4]]))
+    assert inputs.ids_below is None
+    assert inputs.may_hold(range(500, 600))  # nobody has looked
+    moved = inputs.to("meta")
+    assert (moved.ids_below, moved.to("meta").ids_below) == (10, 10)
+    assert moved.may_hold(range(9, 12))
+    assert not moved.may_hold(range(10, 12))
+    with pytest.raises(InputError, match=r"ids reach to 9, but are said to be below 9 \(ids_below\)"):
+        Inputs.of(inputs.ids, ids_below=9)
 
 
 def test_inputs_move_with_their_media() -> None:

@@ -15,6 +15,7 @@ from model.gemma3n import Gemma3n
 from model.inputs import Audio, Images, Inputs, SoftTokens
 from model.soft_tokens import fill
 from tests.tiny import (
+    SEVEN_KINDS,
     TINY_AUDIO,
     TINY_PICTURE_PX,
     TINY_TEXT,
@@ -103,6 +104,29 @@ def test_soft_tokens_kept_in_another_dtype_are_read(model: Gemma3n) -> None:
     inputs, features = tiny_multimodal_inputs(CONFIG, "text image"), image_features(1).to(torch.bfloat16)
     low, high = (model(dataclasses.replace(inputs, images=seen(f))).logits for f in (features, features.float()))
     assert torch.equal(low, high)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_text_only_step_never_waits_for_its_device(grad: bool) -> None:  # noqa: FBT001 - a parameter
+    built = Gemma3n.build(CONFIG, device="meta").requires_grad_(grad)
+    inputs = tiny_multimodal_inputs(CONFIG, "text text", "text")
+    logits = built(inputs.to("meta")).logits  # on this device, nothing can be looked at: there are no values
+    assert logits.shape == (*inputs.ids.shape, TINY_TEXT.vocab_size)
+    unknown = dataclasses.replace(inputs.to("meta"), ids_below=None)
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta tensor"):
+        built(unknown)
+
+
+def test_what_is_known_of_the_ids_changes_nothing(model: Gemma3n) -> None:
+    for rows in SEVEN_KINDS.values():
+        inputs = tiny_multimodal_inputs(CONFIG, *rows)
+        known = inputs.to("cpu")
+        assert known.ids_below == inputs.ids.max() + 1
+        assert torch.equal(model(known).logits, model(inputs).logits)
+    hard = Inputs.of(torch.tensor([[5, IMAGE.end_id, CLIP.end_id, 7]]))  # no items, yet rows of their tables
+    assert torch.equal(model(hard.to("cpu")).logits, model(hard).logits)
+    text = model.model.language_model.embed_tokens(hard.ids)
+    assert (model.model.embed(hard.to("cpu")) != text).any(2).tolist() == [[False, True, True, False]]
 
 
 @pytest.mark.parametrize(("given", "runs"), [(1, 2), (3, 2), (1, 0)])

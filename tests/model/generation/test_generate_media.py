@@ -110,6 +110,14 @@ def test_towers_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [2]
 
 
+def test_after_the_prompt_no_one_looks_for_ids_of_media(monkeypatch: pytest.MonkeyPatch) -> None:
+    gemma, below = tiny_model(tiny_multimodal_config()), []
+    hidden = gemma.hidden
+    monkeypatch.setattr(gemma, "hidden", lambda x, *a, **k: below.append(x.ids_below) or hidden(x, *a, **k))
+    complete(gemma, pad_left([[5, 17, 40]], 0), sampling=SamplingConfig(max_new_tokens=4), stop_ids=())
+    assert below == [41, 80, 80, 80]
+
+
 def test_media_without_placeholders_are_refused() -> None:
     inputs = tiny_multimodal_inputs(model().config, "image text")
     inputs = dataclasses.replace(inputs, ids=inputs.ids.clamp(max=77))
