@@ -12,8 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from model.checkpoint.shapes import model_shapes
 from model.config import ModelConfig
-from model.slicing.count import Layout, count_effective_parameters, count_parameters, model_shapes
+from model.slicing.count import Layout, count_effective_parameters, count_parameters
 from model.slicing.spec import SliceSpec
 from recipes.build import (
     base_of,

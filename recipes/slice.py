@@ -17,13 +17,14 @@ from model.checkpoint.directory import whole_directory
 from model.checkpoint.load import load
 from model.checkpoint.names import TOKEN_TABLE
 from model.checkpoint.reader import Checkpoint
+from model.checkpoint.shapes import model_shapes
 from model.config import CONFIG_FILE, ModelConfig
 from model.errors import CheckpointError, ConfigError
 from model.gemma3n import Gemma3n
 from model.inputs import Audio, Images, Inputs
 from model.slicing.adapter import slice_adapter
 from model.slicing.checkpoint import slice_checkpoint
-from model.slicing.count import Layout, count_effective_parameters, count_parameters, model_shapes, text_shapes
+from model.slicing.count import Layout, count_effective_parameters, count_parameters, text_shapes
 from model.slicing.spec import SliceSpec
 from model.tower_config import MediaTokens, Modality
 from model.vision.stages import ARCHITECTURES

@@ -10,11 +10,12 @@ import torch
 
 from model.checkpoint.names import TIED_HEAD, TOKEN_TABLE, modality_of
 from model.checkpoint.reader import Checkpoint, first_few
+from model.checkpoint.shapes import model_shapes
 from model.config import ModelConfig
 from model.errors import CheckpointError, ConfigError
 from model.gemma3n import Gemma3n
 from model.slicing.config import slice_config
-from model.slicing.count import Layout, model_shapes
+from model.slicing.count import Layout
 from model.slicing.cuts import Placement, place
 from model.slicing.spec import SliceSpec
 from model.tower_config import Modality

@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.checkpoint.directory import whole_directory
+from model.checkpoint.shapes import model_shapes
 from model.config import CONFIG_FILE, ModelConfig, TextConfig
 from model.errors import CheckpointError
 from model.gemma3n import Gemma3n
-from model.slicing.count import Layout, model_shapes
+from model.slicing.count import Layout
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"

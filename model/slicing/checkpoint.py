@@ -20,10 +20,11 @@ from model.checkpoint.directory import check_target
 from model.checkpoint.load import check_tensors
 from model.checkpoint.names import modality_of
 from model.checkpoint.reader import Checkpoint
+from model.checkpoint.shapes import model_shapes
 from model.checkpoint.writer import SHARD_BYTES, write_checkpoint
 from model.config import CONFIG_FILE, ModelConfig
 from model.slicing.config import slice_config
-from model.slicing.count import Layout, count_effective_parameters, count_parameters, model_shapes, text_shapes
+from model.slicing.count import Layout, count_effective_parameters, count_parameters, text_shapes
 from model.slicing.cuts import place
 from model.slicing.spec import SliceSpec
 from model.tower_config import Modality

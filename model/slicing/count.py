@@ -8,20 +8,13 @@ read another's; nothing computes with them, but Google's sizes count them ("E2B"
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
-from functools import cache
-from types import MappingProxyType
 
-import torch
-
-from model.audio.tower import AudioTower
 from model.checkpoint.names import TIED_HEAD, TOKEN_TABLE, is_tower, unused
-from model.config import ModelConfig, TextConfig
-from model.gemma3n import media_embedder
+from model.config import TextConfig
 from model.slicing.cuts import LAYER, TEXT, place
 from model.slicing.spec import SliceSpec
-from model.vision.tower import VisionTower
 
 # Tables that are looked up, not multiplied with: left out of the "effective" parameters.
 LOOKED_UP = (TOKEN_TABLE, f"{TEXT}.embed_tokens_per_layer.weight")
@@ -32,30 +25,6 @@ class Layout(StrEnum):
 
     used = "used"  # those something computes with: what our model owns, and transformers 5.6 and later
     published = "published"  # those in Google's files: also the keys and values of readers
-
-
-def model_shapes(config: ModelConfig, layout: Layout) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a whole model's tensors: the text decoder's, and those of the towers it has."""
-    return text_shapes(config.text, layout) | dict(tower_shapes(config))
-
-
-@cache  # building the published towers takes about half a second, even without memory for them
-def tower_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
-    """Names and shapes of the tensors of a model's towers and their embedders."""
-    with torch.device("meta"):
-        parts = {
-            "vision_tower": config.vision and VisionTower(config.vision),
-            "audio_tower": config.audio and AudioTower(config.audio),
-            "embed_vision": media_embedder(config, config.vision),
-            "embed_audio": media_embedder(config, config.audio),
-        }
-    shapes = {
-        f"model.{part}.{name}": tuple(parameter.shape)
-        for part, module in parts.items()
-        if module is not None
-        for name, parameter in module.named_parameters()
-    }
-    return MappingProxyType(shapes)  # shared by all callers
 
 
 def text_shapes(config: TextConfig, layout: Layout) -> dict[str, tuple[int, ...]]:

@@ -13,9 +13,10 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
 from model.adapter.targets import resolve_targets
+from model.checkpoint.shapes import model_shapes
 from model.config import ModelConfig, TextConfig
 from model.gemma3n import Gemma3n
-from model.slicing.count import Layout, count_effective_parameters, count_parameters, model_shapes, text_shapes
+from model.slicing.count import Layout, count_effective_parameters, count_parameters, text_shapes
 from model.slicing.spec import SliceConfig, SliceSpec
 from model.tower_config import Modality
 from recipes.schema import SCHEMAS, choices, register_schemas

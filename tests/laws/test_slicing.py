@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from model.checkpoint.load import load
 from model.checkpoint.reader import Checkpoint
+from model.checkpoint.shapes import model_shapes
 from model.checkpoint.writer import save
 from model.gemma3n import Gemma3n
 from model.slicing.checkpoint import slice_checkpoint
 from model.slicing.config import slice_config, slice_text_config
-from model.slicing.count import Layout, count_parameters, model_shapes
+from model.slicing.count import Layout, count_parameters
 from model.slicing.cuts import place
 from model.slicing.module import slice_module
 from model.slicing.spec import SliceSpec

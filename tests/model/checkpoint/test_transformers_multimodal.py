@@ -25,6 +25,7 @@ from transformers import (
 from model.checkpoint.load import load
 from model.checkpoint.names import unused
 from model.checkpoint.reader import Checkpoint
+from model.checkpoint.shapes import model_shapes
 from model.checkpoint.writer import save
 from model.config import ModelConfig, TextConfig
 from model.inputs import Audio, Images, Inputs
@@ -32,7 +33,7 @@ from model.processor.chat import Message, Role
 from model.processor.media import Picture, Recording
 from model.processor.processor import Processor
 from model.slicing.checkpoint import slice_checkpoint
-from model.slicing.count import Layout, model_shapes
+from model.slicing.count import Layout
 from model.slicing.spec import SliceConfig, SliceSpec
 from model.tower_config import AudioConfig, Modality, VisionConfig
 from tests.parity.reference import multimodal_reference_of, relative

@@ -7,15 +7,14 @@ from math import prod
 
 import pytest
 
+from model.checkpoint.shapes import model_shapes, tower_shapes
 from model.config import ModelConfig, TextConfig
 from model.gemma3n import Gemma3n
 from model.slicing.count import (
     Layout,
     count_effective_parameters,
     count_parameters,
-    model_shapes,
     text_shapes,
-    tower_shapes,
 )
 from model.slicing.spec import SliceConfig, SliceSpec
 from model.tower_config import AudioConfig, Modality, VisionConfig

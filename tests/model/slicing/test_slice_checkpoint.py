@@ -12,11 +12,12 @@ import torch
 from model.checkpoint.load import load
 from model.checkpoint.names import unused
 from model.checkpoint.reader import Checkpoint, sha256
+from model.checkpoint.shapes import model_shapes
 from model.checkpoint.writer import save, write_checkpoint
 from model.errors import CheckpointError, ConfigError, SliceError
 from model.gemma3n import Gemma3n
 from model.slicing.checkpoint import slice_checkpoint
-from model.slicing.count import Layout, model_shapes, text_shapes
+from model.slicing.count import Layout, text_shapes
 from model.slicing.spec import SliceConfig, SliceSpec
 from model.tower_config import Modality
 from tests.tiny import (
