@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import ConfigError
-from model.tower_config import AudioConfig, Modality, VisionConfig
+from model.tower_config import AudioConfig, Modality, VisionConfig, like
 
 CONFIG_FILE = "config.json"
 MULTIMODAL, TEXT_ONLY = "gemma3n", "gemma3n_text"  # model_type; compared whole: "gemma3" is another model
@@ -75,11 +76,7 @@ class TextConfig:
                     f"config: {name} has {found} entries, but layer_types has {layers};"
                     " per-layer fields need one entry per layer"
                 )
-        for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window",
-                     "vocab_size", "vocab_size_per_layer_input", "hidden_size_per_layer_input",
-                     "altup_num_inputs", "laurel_rank", "final_logit_softcapping"):  # fmt: skip
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"config: {name} is {getattr(self, name)}; it must be positive")
+        check_numbers(self)
         if layers == 0 or min(self.intermediate_size) <= 0:
             raise ConfigError("config: a model needs at least one layer, and every layer at least one neuron")
         if not all(0 <= sparsity < 1 for sparsity in self.activation_sparsity_pattern):
@@ -150,7 +147,7 @@ class TextConfig:
         values["eos_token_id"] = tuple(eos) if isinstance(eos, list) else (eos,)
         for known in dataclasses.fields(cls):
             if known.name not in values and published.get(known.name) is not None:
-                values[known.name] = like(known.default, known.name, published[known.name])
+                values[known.name] = like(known.default, published[known.name], known.name)
         if "altup_coef_clip" in published and published["altup_coef_clip"] is None:
             values["altup_coef_clip"] = None  # no clipping, which differs from not saying
         return cls(**values)
@@ -202,6 +199,18 @@ class ModelConfig:
                 )
         if len(towers) == 2 and set(towers[0].ids) & set(towers[1].ids):
             raise ConfigError("config: the ids of vision_config and audio_config overlap (vocab_offset, vocab_size)")
+        taken = {self.text.pad_token_id, self.text.bos_token_id, *self.text.eos_token_id}
+        for name, tower in (("boi_token_id", self.vision), ("boa_token_id", self.audio)):
+            if tower is None:
+                continue
+            begin = tower.tokens.begin_id
+            if begin in taken or not 0 <= begin < self.text.vocab_size_per_layer_input:
+                raise ConfigError(
+                    f"config: {name} is {begin}; it must be one of the text's {self.text.vocab_size_per_layer_input}"
+                    " ids (vocab_size_per_layer_input) and stand for nothing else: not for padding, for begin or end"
+                    " of a text, or for the other medium"
+                )
+            taken.add(begin)
 
     @property
     def is_multimodal(self) -> bool:
@@ -339,12 +348,21 @@ def rotary_bases(published: Mapping[str, Any]) -> tuple[float, float]:
     )
 
 
-def like(example: Any, name: str, value: Any) -> Any:
-    """``value`` if it is of the kind of ``example`` (a whole number will do for a fraction), or ConfigError."""
-    kinds = (int, float) if isinstance(example, float) else (type(example),)
-    if not isinstance(value, kinds) or isinstance(value, bool) is not isinstance(example, bool):
-        raise ConfigError(f"{name} is {value!r}; it must be of the kind of {example!r}")
-    return value
+def check_numbers(config: TextConfig) -> None:
+    """Raise ConfigError for sizes, bounds and ids that no decoder can have."""
+    for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window",
+                 "vocab_size", "vocab_size_per_layer_input", "hidden_size_per_layer_input",
+                 "altup_num_inputs", "laurel_rank", "final_logit_softcapping", "rms_norm_eps",
+                 "rope_theta", "rope_local_base_freq"):  # fmt: skip
+        if not 0 < getattr(config, name) < math.inf:  # nor NaN, which a JSON file may hold
+            raise ConfigError(f"config: {name} is {getattr(config, name)}; it must be positive and finite")
+    if not 0 <= config.initializer_range < math.inf or not (config.altup_coef_clip or 0.0) >= 0:
+        raise ConfigError("config: initializer_range and altup_coef_clip must be numbers, and not negative")
+    if not 0 <= config.pad_token_id < min(config.vocab_size, config.vocab_size_per_layer_input):
+        raise ConfigError(
+            f"config: pad_token_id is {config.pad_token_id}; it must be one of the text's"
+            f" {config.vocab_size_per_layer_input} ids (vocab_size_per_layer_input)"
+        )
 
 
 def integer(published: Mapping[str, Any], name: str, default: int) -> int:

@@ -98,6 +98,11 @@ class Audio:
         return Audio(frames=self.frames.to(device), mask=self.mask.to(device))
 
 
+def has_padding_before_frames(mask: Bool[Tensor, "clips frames"]) -> Bool[Tensor, " clips"]:
+    """Which clips break the rule that real frames come first."""
+    return (mask[:, 1:] & ~mask[:, :-1]).any(dim=1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SoftTokens:
     """What a tower makes of its items, before it is brought to the text's dimension; ``mask`` True at real ones.

@@ -8,8 +8,6 @@ and an id of no medium is the text's, wherever it lies.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -17,7 +15,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.errors import InputError
-from model.inputs import Audio, Inputs, SoftTokens
+from model.inputs import Audio, Inputs, SoftTokens, has_padding_before_frames
 from model.layers.embedding import MediaEmbedder
 from model.tower_config import AudioConfig, MediaTokens, TowerConfig, VisionConfig
 
@@ -112,19 +110,16 @@ def check_clips(audio: Audio, config: AudioConfig) -> None:
             f"inputs: audio frames have {audio.frames.shape[2]} mels, but the tower takes {config.input_feat_size}"
             " (input_feat_size); read the audio with this model's processor"
         )
-    per_token = config.conf_reduction_factor * math.prod(stride for stride, _ in config.sscp_conv_stride_size)
-    most = config.tokens.per_item * per_token
-    lengths = audio.mask.sum(dim=1)
-    first_come = torch.arange(audio.mask.shape[1], device=lengths.device) < lengths[:, None]
-    wrong = (lengths < 1) | (lengths > most) | (first_come != audio.mask).any(dim=1)
+    lengths, most = audio.mask.sum(dim=1), config.max_frames
+    wrong = (lengths < 1) | (lengths > most) | has_padding_before_frames(audio.mask)
     if bool(wrong.any()):
         clip = int(wrong.int().argmax())
         found = int(lengths[clip])
         where = " and padding between them" if 0 < found <= most else ""
         raise InputError(
             f"inputs: audio clip {clip} has {counted(found, 'real frame')}{where}; a clip has 1 to {most}"
-            f" ({config.tokens.per_item} soft tokens of {per_token}), real frames first, padding behind them:"
-            " leave an empty clip out, cut a longer one"
+            f" ({config.tokens.per_item} soft tokens of {most // config.tokens.per_item}), real frames first, padding"
+            " behind them: leave an empty clip out, cut a longer one"
         )
 
 

@@ -8,7 +8,8 @@ and closing delimiter lie in a small vocabulary of the medium's own, behind that
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -59,7 +60,7 @@ class VisionConfig:
     tokens: MediaTokens = MediaTokens(placeholder_id=262_145, begin_id=255_999, end_id=262_144, per_item=256)
 
     def __post_init__(self) -> None:
-        check_vocabulary(self, "vision_config")
+        check_tower(self, "vision_config")
 
     @property
     def ids(self) -> range:
@@ -72,6 +73,11 @@ class VisionConfig:
         part = section(published, "vision_config")
         if part.get("do_pooling"):
             raise ConfigError("vision_config: do_pooling is true; Gemma 3n's tower gives a grid of soft tokens")
+        if part.get("model_args"):
+            raise ConfigError(
+                f"vision_config: model_args is {part['model_args']!r}; the tower is built as its architecture says,"
+                " and no other way is implemented: leave model_args out"
+            )
         tokens = media_tokens(cls.tokens, published, cls.TOKEN_FIELDS)
         return cls(**known_fields(cls, part, "vision_config"), tokens=tokens)
 
@@ -118,7 +124,7 @@ class AudioConfig:
     tokens: MediaTokens = MediaTokens(placeholder_id=262_273, begin_id=256_000, end_id=262_272, per_item=188)
 
     def __post_init__(self) -> None:
-        check_vocabulary(self, "audio_config")
+        check_tower(self, "audio_config")
         if self.hidden_size % self.conf_num_attention_heads:
             raise ConfigError(
                 f"audio_config: hidden_size {self.hidden_size} cannot be shared evenly by"
@@ -129,6 +135,15 @@ class AudioConfig:
     def ids(self) -> range:
         """The ids of the tower's own small vocabulary."""
         return range(self.vocab_offset, self.vocab_offset + self.vocab_size)
+
+    @property
+    def max_frames(self) -> int:
+        """The longest clip whose soft tokens fit into a run of placeholders."""
+        return (
+            self.tokens.per_item
+            * self.conf_reduction_factor
+            * math.prod(time for time, _ in self.sscp_conv_stride_size)
+        )
 
     @property
     def padding_id(self) -> int:
@@ -172,13 +187,17 @@ def known_fields(cls: type[TowerConfig], part: Mapping[str, Any], where: str) ->
 
 
 def like(example: Any, value: Any, what: str) -> Any:
-    """``value`` if it is of the kind of ``example``, lists as tuples, or ConfigError."""
+    """``value`` if it is of the kind of ``example`` (a whole number will do for a fraction), lists as tuples.
+
+    Raises:
+        ConfigError: It is of another kind.
+    """
     if isinstance(example, tuple):
         if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != len(example):
             raise ConfigError(f"{what} is {value!r}; it must be a list of {len(example)} like {example!r}")
         return tuple(like(one, other, what) for one, other in zip(example, value, strict=True))
     kinds = (int, float) if isinstance(example, float) else (type(example),)
-    if not isinstance(value, kinds) or isinstance(value, bool):
+    if not isinstance(value, kinds) or isinstance(value, bool) is not isinstance(example, bool):
         raise ConfigError(f"{what} is {value!r}; it must be of the kind of {example!r}")
     return value
 
@@ -211,16 +230,26 @@ def as_lists(value: Any) -> Any:
     return [as_lists(entry) for entry in value] if isinstance(value, tuple) else value
 
 
-def check_vocabulary(config: TowerConfig, where: str) -> None:
-    """Raise ConfigError unless placeholder and end lie in the medium's own vocabulary, and all counts are positive."""
+def numbers(value: Any) -> Iterator[float]:
+    """All numbers in a field, however deep its tuples are."""
+    if isinstance(value, tuple):
+        for entry in value:
+            yield from numbers(entry)
+    elif isinstance(value, int | float):
+        yield value
+
+
+def check_tower(config: TowerConfig, where: str) -> None:
+    """Raise ConfigError unless placeholder and end lie in the medium's own vocabulary, and all sizes are positive."""
     for known in dataclasses.fields(config):
         value = getattr(config, known.name)
         may_be_zero = known.name == "conf_attention_context_right"
-        if isinstance(value, int | float) and (value < 0 or (value == 0 and not may_be_zero)):
-            raise ConfigError(f"{where}: {known.name} is {value}; it must be positive")
+        if not all(0 < number < math.inf or (number == 0 and may_be_zero) for number in numbers(value)):  # nor NaN
+            raise ConfigError(f"{where}: {known.name} is {value}; it must be positive and finite")
     outside = [token for token in (config.tokens.placeholder_id, config.tokens.end_id) if token not in config.ids]
-    if outside or config.tokens.placeholder_id == config.tokens.end_id or config.tokens.per_item < 1:
+    if outside or len(set(config.tokens.ids)) < 3 or config.tokens.per_item < 1:
         raise ConfigError(
-            f"{where}: an item stands in the text as {config.tokens}; placeholder and end must be two ids of"
-            f" {config.ids.start} to {config.ids.stop - 1} (vocab_offset, vocab_size), and per_item at least 1"
+            f"{where}: an item stands in the text as {config.tokens}; begin, placeholder and end must be three ids,"
+            f" the last two of {config.ids.start} to {config.ids.stop - 1} (vocab_offset, vocab_size), and per_item"
+            " at least 1"
         )

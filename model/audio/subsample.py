@@ -92,14 +92,6 @@ class SubSample(nn.Module):
 def remaining_mels(config: AudioConfig) -> int:
     """How many frequencies both convolutions leave, or ConfigError."""
     mels = config.input_feat_size
-    for name in ("sscp_conv_kernel_size", "sscp_conv_stride_size"):
-        if min(min(pair) for pair in getattr(config, name)) < 1:
-            raise ConfigError(f"audio_config: {name} is {getattr(config, name)}; every entry must be at least 1")
-    if min(config.sscp_conv_channel_size) < 1:
-        raise ConfigError(
-            f"audio_config: sscp_conv_channel_size is {config.sscp_conv_channel_size};"
-            " every convolution needs at least one channel"
-        )
     for kernel, stride in zip(config.sscp_conv_kernel_size, config.sscp_conv_stride_size, strict=True):
         mels = (mels + 2 * FREQUENCY_PADDING - kernel[1]) // stride[1] + 1
         if mels < 1:

@@ -12,7 +12,7 @@ from model.audio.attention import Surroundings
 from model.audio.conformer import ConformerBlock
 from model.audio.subsample import SubSample
 from model.errors import ConfigError, InputError
-from model.inputs import SoftTokens
+from model.inputs import SoftTokens, has_padding_before_frames
 from model.tower_config import AudioConfig
 
 
@@ -77,7 +77,7 @@ class AudioTower(nn.Module):
 
 def check_real_frames_come_first(mask: Bool[Tensor, "clips frames"]) -> None:
     """Raise InputError for a clip with padding before a real frame."""
-    broken = (mask[:, 1:] & ~mask[:, :-1]).any(1)
+    broken = has_padding_before_frames(mask)
     if broken.any():
         raise InputError(
             f"audio tower: clip {int(broken.int().argmax())} has padding before a real frame;"

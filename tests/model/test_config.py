@@ -10,7 +10,7 @@ import pytest
 
 from model.config import LayerType, ModelConfig, TextConfig
 from model.errors import ConfigError
-from model.tower_config import Modality
+from model.tower_config import Modality, TowerConfig
 from tests.tiny import TINY_AUDIO, TINY_TEXT, TINY_VISION, tiny_config, tiny_multimodal_config
 
 OLD_FORM = {  # of the released files: one width, two rotary bases beside each other, keys nobody reads
@@ -91,6 +91,13 @@ def test_towers_and_unknown_fields_are_carried_along(tmp_path: Path) -> None:
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, "must hold an object each for sliding"),
         ({"rope_parameters": {"full_attention": None}}, "must hold an object each for sliding"),
         ({"head_dim": 7}, "needs an even one"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan; it must be positive and finite"),
+        ({"rope_theta": float("inf")}, "rope_theta is inf; it must be positive and finite"),
+        ({"final_logit_softcapping": float("nan")}, "final_logit_softcapping is nan"),
+        ({"initializer_range": float("nan")}, "initializer_range and altup_coef_clip must be numbers"),
+        ({"altup_coef_clip": float("nan")}, "initializer_range and altup_coef_clip must be numbers"),
+        ({"pad_token_id": -1}, "pad_token_id is -1; it must be one of the text's 262144 ids"),
+        ({"pad_token_id": 262_144}, "pad_token_id is 262144; it must be one of the text's 262144 ids"),
     ],
 )
 def test_a_config_of_something_else_is_refused(change: dict[str, Any], message: str) -> None:
@@ -172,3 +179,21 @@ def test_without_towers_the_file_is_that_of_a_text_model(tmp_path: Path) -> None
 def test_ids_of_media_lie_behind_the_texts_and_apart(towers: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(tiny_multimodal_config(), **towers)
+
+
+def beginning(tower: TowerConfig, begin_id: int) -> Any:
+    return dataclasses.replace(tower, tokens=dataclasses.replace(tower.tokens, begin_id=begin_id))
+
+
+@pytest.mark.parametrize("begin_id", [-5, 95, 1_000_000, 0, 2, 1, 9])
+def test_a_mark_that_opens_an_item_is_an_id_of_the_text_and_stands_for_nothing_else(begin_id: int) -> None:
+    config = tiny_multimodal_config(eos_token_id=(1, 9))
+    with pytest.raises(ConfigError, match=rf"config: boi_token_id is {begin_id}; it must be one of the text's 80 ids"):
+        dataclasses.replace(config, vision=beginning(TINY_VISION, begin_id))
+    with pytest.raises(ConfigError, match=rf"config: boa_token_id is {begin_id}; it must be one of the text's 80 ids"):
+        dataclasses.replace(config, audio=beginning(TINY_AUDIO, begin_id))
+
+
+def test_image_and_sound_do_not_open_with_the_same_mark() -> None:
+    with pytest.raises(ConfigError, match=r"boa_token_id is 78; .* or for the other medium"):
+        dataclasses.replace(tiny_multimodal_config(), audio=beginning(TINY_AUDIO, TINY_VISION.tokens.begin_id))

@@ -72,10 +72,14 @@ def test_a_run_that_is_too_long_is_filled_with_the_last_id_of_the_sounds_vocabul
         ({"vision_config": {"hidden_size": 0}}, "vision_config: hidden_size is 0; it must be positive"),
         ({"vision_config": {"hidden_size": "wide"}}, "must be of the kind of 2048"),
         ({"vision_config": {"vocab_size": True}}, "must be of the kind of 128"),
-        ({"vision_config": {"vocab_size": 1}}, "two ids of 262144 to 262144"),
+        ({"vision_config": {"vocab_size": 1}}, "the last two of 262144 to 262144"),
         ({"vision_config": 3}, "vision_config is 3; it must be an object"),
-        ({"image_token_id": 5}, "two ids of 262144 to 262271"),
-        ({"eoi_token_id": 262_145}, "placeholder and end must be two ids"),
+        ({"image_token_id": 5}, "the last two of 262144 to 262271"),
+        ({"eoi_token_id": 262_145}, "begin, placeholder and end must be three ids"),
+        ({"boi_token_id": 262_145}, "begin, placeholder and end must be three ids"),
+        ({"vision_config": {"rms_norm_eps": float("nan")}}, "rms_norm_eps is nan; it must be positive and finite"),
+        ({"vision_config": {"rms_norm_eps": float("inf")}}, "rms_norm_eps is inf; it must be positive and finite"),
+        ({"vision_config": {"model_args": {"depth": 3}}}, r"model_args is {'depth': 3}; .* leave model_args out"),
         ({"vision_soft_tokens_per_image": 0}, "per_item at least 1"),
         ({"image_token_id": "<image>"}, "image_token_id is '<image>'; it must be of the kind of 0"),
     ],
@@ -92,6 +96,9 @@ def test_a_vision_config_of_something_else_is_refused(part: dict[str, Any], mess
         ({"conf_attention_context_right": -1}, "conf_attention_context_right is -1; it must be positive"),
         ({"sscp_conv_kernel_size": [3, 3]}, r"sscp_conv_kernel_size is 3; it must be a list of 2 like \(3, 3\)"),
         ({"sscp_conv_channel_size": [128]}, "must be a list of 2"),
+        ({"sscp_conv_channel_size": [128, 0]}, r"sscp_conv_channel_size is \(128, 0\); it must be positive"),
+        ({"sscp_conv_stride_size": [[2, 2], [-2, 2]]}, "sscp_conv_stride_size is .* must be positive"),
+        ({"gradient_clipping": float("nan")}, "gradient_clipping is nan; it must be positive and finite"),
         ({"conf_residual_weight": "half"}, "must be of the kind of 0.5"),
     ],
 )
@@ -103,3 +110,15 @@ def test_an_audio_config_of_something_else_is_refused(fields: dict[str, Any], me
 def test_no_context_to_the_right_is_a_config() -> None:
     assert dataclasses.replace(TINY_AUDIO, conf_attention_context_right=0) == TINY_AUDIO
     assert dataclasses.replace(TINY_AUDIO, conf_attention_context_right=2).conf_attention_context_right == 2
+
+
+@pytest.mark.parametrize("nothing", [None, {}])
+def test_arguments_of_the_tower_may_be_none(nothing: object) -> None:
+    part = {**PUBLISHED["vision_config"], "model_args": nothing}
+    assert VisionConfig.parse(PUBLISHED | {"vision_config": part}) == VisionConfig()
+
+
+def test_the_longest_clip_fills_a_run_of_placeholders() -> None:
+    assert AudioConfig().max_frames == 188 * 16
+    strides = ((3, 2), (1, 2))  # time, frequency
+    assert dataclasses.replace(TINY_AUDIO, sscp_conv_stride_size=strides, conf_reduction_factor=5).max_frames == 12 * 15
