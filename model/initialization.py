@@ -12,7 +12,7 @@ from model.layers.norm import RMSNorm
 from model.text.decoder import Decoder
 from model.text.layer import DecoderLayer
 
-ZERO_AT_FIRST = ("bias", "per_dim_scale")
+STEM_BIAS_STD = 0.5  # at zero, black would stay exactly zero, where the gradient of a norm is a thousandfold
 BRANCH_SCALE = 0.1  # layer scales of the vision tower; at the published 1e-5 its blocks would stay shut for long
 
 
@@ -58,7 +58,9 @@ def initialize_tower(tower: nn.Module, generator: torch.Generator) -> None:
         kind = name.rpartition(".")[2]
         if parameter.ndim > 1:
             parameter.normal_(0.0, parameter[0].numel() ** -0.5, generator=generator)
-        elif kind in ZERO_AT_FIRST:
+        elif kind == "bias":  # the vision tower's stem has the only one
+            parameter.normal_(0.0, STEM_BIAS_STD, generator=generator)
+        elif kind == "per_dim_scale":
             parameter.zero_()
         else:
             parameter.fill_(BRANCH_SCALE if kind == "gamma" else 1.0)
