@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from model.errors import InputError
-from model.processor.media import Recording
+from model.processor.media import Header, Recording
 from model.processor.settings import AudioSettings, as_json
 
 MAX_SECONDS = 30.0  # what the model was trained on; Gemma 3n model card
@@ -67,27 +67,7 @@ class AudioProcessor:
         Raises:
             InputError: It cannot be read, is shorter than one frame, or too long and to be refused.
         """
-        header = recording.header()
-        if round(header.seconds * self.settings.sampling_rate) < self.min_samples:
-            raise InputError(
-                f"{recording}: lasts {header.seconds:.3f} s, less than one frame; the shortest is"
-                f" {self.min_samples / self.settings.sampling_rate:.3f} s"
-            )
-        longest = math.floor(self.max_seconds * header.sample_rate_hz)
-        if header.num_samples <= longest:
-            return (recording,)
-        if self.long is LongAudio.refuse:
-            raise InputError(
-                f"{recording}: lasts {header.seconds:.2f} s, but a clip has at most {self.max_seconds:g} s; shorten"
-                " it, or say long_audio=truncate (its beginning is used) or long_audio=chunk (several clips)"
-            )
-        first = recording.start
-        if self.long is LongAudio.truncate:
-            return (replace(recording, stop=first + longest),)
-        # Evenly, so that no scrap is left at the end.
-        pieces = math.ceil(header.num_samples / longest)
-        cuts = [first + header.num_samples * piece // pieces for piece in range(pieces + 1)]
-        return tuple(replace(recording, start=a, stop=b) for a, b in itertools.pairwise(cuts))
+        return self._pieces(recording, recording.header())
 
     def __call__(self, recording: Recording) -> Float[Tensor, "frames mels"]:
         """The log-mel frames of one clip.
@@ -98,9 +78,7 @@ class AudioProcessor:
         Source: transformers' ``Gemma3nAudioFeatureExtractor`` (Universal Speech Model, arXiv:2303.01037), given
         this clip alone. It makes no frames of less than one frame's samples, and cuts off what is beyond 30 s.
         """
-        if self.split(recording) != (recording,):
-            raise InputError(f"{recording}: is too long for one clip; it must be split before it is rendered")
-        wave = recording.decode()
+        wave = recording.decode(lambda header: self._check_whole(recording, header))
         samples = wave.samples
         if wave.sample_rate_hz != self.settings.sampling_rate:
             samples = soxr.resample(samples, wave.sample_rate_hz, self.settings.sampling_rate, quality="HQ")
@@ -109,8 +87,35 @@ class AudioProcessor:
                 f"{recording}: has {len(samples)} samples at {self.settings.sampling_rate} Hz, less than one frame;"
                 f" at least {self.min_samples} are needed"
             )
-        limit = round(self.max_seconds * self.settings.sampling_rate)
-        return torch.from_numpy(log_mel(samples[:limit], self.settings))  # resampling may round up by one
+        return torch.from_numpy(log_mel(samples, self.settings))
+
+    def _pieces(self, recording: Recording, header: Header) -> tuple[Recording, ...]:
+        if round(header.seconds * self.settings.sampling_rate) < self.min_samples:
+            raise InputError(
+                f"{recording}: lasts {header.seconds:.3f} s, less than one frame; it has {header.num_samples} samples"
+                f" at {header.sample_rate_hz} Hz, and at least {self.min_samples} at {self.settings.sampling_rate} Hz"
+                " are needed"
+            )
+        longest = math.floor(self.max_seconds * header.sample_rate_hz)
+        if header.num_samples <= longest:
+            return (recording,)
+        if self.long is LongAudio.refuse:
+            raise InputError(
+                f"{recording}: lasts {header.seconds:.2f} s, but a clip has at most {self.max_seconds:g} s; shorten"
+                " it, or say long_audio=truncate (its beginning is used) or long_audio=chunk (several clips);"
+                f" it has {header.num_samples} samples, of which {longest} fit"
+            )
+        first = recording.start
+        if self.long is LongAudio.truncate:
+            return (replace(recording, stop=first + longest),)
+        # Evenly, so that no scrap is left at the end.
+        pieces = math.ceil(header.num_samples / longest)
+        cuts = [first + header.num_samples * piece // pieces for piece in range(pieces + 1)]
+        return tuple(replace(recording, start=a, stop=b) for a, b in itertools.pairwise(cuts))
+
+    def _check_whole(self, recording: Recording, header: Header) -> None:
+        if self._pieces(recording, header) != (recording,):
+            raise InputError(f"{recording}: is too long for one clip; it must be split before it is rendered")
 
     @property
     def fingerprint(self) -> str:

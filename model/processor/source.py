@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from pathlib import Path
 
 from model.errors import InputError
+
+MAX_NAME = 300  # characters of a name in a message; a file's content given as its name has many more
 
 
 def named(kind: str, source: object) -> str:
     """What to call a source in a message."""
     if isinstance(source, Path | str):
-        return f"{kind} '{source}'"
+        text = str(source)
+        return f"{kind} '{text if len(text) <= MAX_NAME else text[:MAX_NAME] + '…'}'"
     return f"{kind} of {len(source)} bytes" if isinstance(source, bytes) else f"{kind} in memory"
 
 
@@ -22,6 +26,11 @@ def identity(source: object) -> object:
     if isinstance(source, Path | str):
         return str(source)
     return source if isinstance(source, bytes) else id(source)
+
+
+def as_bytes(source: object) -> object:
+    """``source``, but a file's bytes of whatever kind as ``bytes``."""
+    return bytes(source) if isinstance(source, bytearray | memoryview) else source
 
 
 def opened(source: Path | str | bytes, name: str) -> io.BytesIO | io.BufferedReader:
@@ -34,16 +43,19 @@ def opened(source: Path | str | bytes, name: str) -> io.BytesIO | io.BufferedRea
         file: io.BytesIO | io.BufferedReader = io.BytesIO(source)
         size = len(source)
     else:
-        if "://" in str(source):
+        if "://" in str(source) or str(source).startswith("data:"):
             raise InputError(f"{name}: is an address; download it and give the file")
         path = Path(source)
-        if not path.is_file():
-            found = "is a directory" if path.is_dir() else f"no such file (relative names start at {Path.cwd()})"
-            raise InputError(f"{name}: {found}; give a file")
         try:
-            file, size = path.open("rb"), path.stat().st_size
-        except OSError as error:
-            raise InputError(f"{name}: cannot be read ({error.strerror})") from None
+            is_file, is_directory = path.is_file(), path.is_dir()
+            # By its number, without a name: a reader would take the end of a name for more than the content.
+            number = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)) if is_file else -1
+        except (OSError, ValueError) as error:  # a name may be too long, or hold a zero
+            raise InputError(f"{name}: cannot be read ({getattr(error, 'strerror', error)})") from None
+        if not is_file:
+            found = "is a directory" if is_directory else f"no such file (relative names start at {Path.cwd()})"
+            raise InputError(f"{name}: {found}; give a file")
+        file, size = os.fdopen(number, "rb"), os.fstat(number).st_size
     if size == 0:
         file.close()
         raise InputError(f"{name}: is empty (0 bytes); make or fetch it again")

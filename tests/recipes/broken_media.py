@@ -71,6 +71,12 @@ def cut_short() -> bytes:
     return picture()[: len(picture()) // 2]
 
 
+def damaged_inside() -> bytes:
+    """An image whose header and end came through, and not what is between them."""
+    content = picture()
+    return content[: len(content) // 2] + bytes(len(content) // 4) + content[len(content) * 3 // 4 :]
+
+
 def bomb() -> bytes:
     """A PNG file of a few bytes that claims to be 100,000 pixels wide and high."""
 
@@ -108,6 +114,7 @@ FAULTS: dict[str, tuple[str, Callable[[], bytes], str]] = {  # what is wrong -> 
     "empty image": ("a.png", bytes, "a.png': is empty (0 bytes); make or fetch it again"),
     "no image": ("a.png", lambda: b"<html>not found</html>", "a.png': damaged, or no image of a kind that is read"),
     "image of absurd size": ("a.png", bomb, "bomb DOS attack; at most 100,000,000 are read; make it smaller"),
+    "image cut short": ("a.png", cut_short, "a.png': damaged or cut short"),
     "sound shorter than a frame": ("a.wav", lambda: clip(np.zeros(400)), "a.wav': lasts 0.025 s, less than one frame"),
     "sound too long for a clip": (
         "a.wav", lambda: sound_bytes(440, seconds=3.0),
@@ -118,6 +125,6 @@ FAULTS: dict[str, tuple[str, Callable[[], bytes], str]] = {  # what is wrong -> 
     "unknown codec": ("a.wav", of_another_codec, "a.wav': damaged, or no sound of a kind that is read (WAV, FLAC"),
 }  # fmt: skip
 INSIDE: dict[str, tuple[str, Callable[[], bytes], str]] = {  # what only decoding shows
-    "image cut short": ("a.png", cut_short, "a.png': damaged or cut short"),
+    "image damaged inside": ("a.png", damaged_inside, "a.png': damaged or cut short"),
     "sample that is no number": ("a.wav", one_nan, "a.wav': sample 1234 is nan; every sample must be a finite number"),
 }

@@ -188,7 +188,8 @@ def test_a_damaged_file_is_named(name: str, content: str, message: str, tmp_path
 
 def test_checking_finds_bad_media_without_decoding(tmp_path: Path) -> None:
     good, bad = tmp_path / "good.png", tmp_path / "bad.png"
-    good.write_bytes(file_bytes(noise("RGB", (200, 200)))[:3000])
+    content = file_bytes(noise("RGB", (200, 200)))
+    good.write_bytes(content[:9000] + bytes(9000) + content[18_000:])  # which decoding would refuse
     bad.write_bytes(b"")
     PROCESSOR.check([user(Picture(good), TALK)])
     with pytest.raises(InputError, match=r"bad.png': is empty"):
