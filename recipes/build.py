@@ -4,22 +4,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
 import huggingface_hub
 import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from jaxtyping import Int
+from torch import Tensor
 
 from model.adapter.lora import PeftModel, load_adapter
 from model.checkpoint.load import load
+from model.checkpoint.names import modality_of
 from model.config import ModelConfig, TextConfig
 from model.errors import CheckpointError, ConfigError, InputError
 from model.gemma3n import Gemma3n
 from model.processor.audio import LongAudio
 from model.processor.processor import Processor
-from model.processor.tokenizer import Tokenizer
 from model.slicing.spec import SliceConfig, SliceSpec
 from model.tower_config import Modality
 from recipes.shape import ShapeConfig
@@ -72,6 +74,23 @@ def find_config(checkpoint: Path | None, shape: ShapeConfig | None) -> ModelConf
     return config
 
 
+def without_idle_towers(
+    config: ModelConfig, rows: Iterable[Int[Tensor, " seq"]], *, modules: Iterable[str] = ()
+) -> ModelConfig:
+    """The config without the towers that none of ``rows`` needs, and none of the trained or adapted ``modules``.
+
+    A row needs a tower if it has an id of the tower's vocabulary, as the placeholders of every medium are.
+    """
+    wanted = {modality_of(module) for module in modules}
+    towers = {Modality.vision: config.vision, Modality.audio: config.audio}
+    for row in rows:
+        idle = [(medium, tower) for medium, tower in towers.items() if tower is not None and medium not in wanted]
+        wanted |= {
+            medium for medium, tower in idle if ((row >= tower.ids.start) & (row < tower.ids.stop)).any()
+        }  # fmt: skip
+    return config.only(wanted)
+
+
 def build_model(config: ModelConfig, checkpoint: Path | None, *, dtype: torch.dtype, seed: int) -> Gemma3n:
     """The model: with the checkpoint's weights, or with weights drawn from ``seed`` if there is none.
 
@@ -114,24 +133,6 @@ def build_cache(
 def find_device(written: Device) -> torch.device:
     """The device to compute on outside of training."""
     return torch.device("cuda" if written is Device.auto and torch.cuda.is_available() else "cpu")
-
-
-def build_tokenizer(directory: Path | None, checkpoint: Path | None, config: TextConfig) -> Tokenizer:
-    """The tokenizer in ``directory``, or the checkpoint's.
-
-    Raises:
-        ConfigError: There is neither, or it has tokens the model has no rows for.
-    """
-    source = directory or checkpoint
-    if source is None:
-        raise ConfigError("train: a model without checkpoint= needs a tokenizer; give tokenizer=DIRECTORY")
-    tokenizer = Tokenizer.read(source)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ConfigError(
-            f"tokenizer: the one in '{source}' has {tokenizer.vocab_size} tokens, the model {config.vocab_size}"
-            " (vocab_size); take the tokenizer that belongs to the model, or a larger model.vocab_size"
-        )
-    return tokenizer
 
 
 def build_processor(

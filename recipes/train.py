@@ -36,6 +36,7 @@ from recipes.build import (
     find_checkpoint,
     find_config,
     resolve_sizes,
+    without_idle_towers,
 )  # fmt: skip
 from recipes.output import check_run_directory
 from recipes.program import start
@@ -68,6 +69,7 @@ class Prepared:
 
     checkpoint: Path | None
     config: ModelConfig
+    loaded: ModelConfig  # the same, without towers that are neither trained nor needed by a row
     processor: Processor
     schedule: Schedule
     sampler: SliceSampler
@@ -98,7 +100,8 @@ def run(recipe: TrainRecipe) -> None:
     sinks = open_sinks(recipe.trainer, directory, console=Console(stderr=True), settings=described)
     with closed_on_failure(sinks):
         gemma, model, weights = build_trained(recipe, prepared)
-    cache = build_cache(recipe.data.soft_token_cache, gemma, prepared.processor, accelerator.device)
+    kept = recipe.data.soft_token_cache if prepared.has_media else None
+    cache = build_cache(kept, gemma, prepared.processor, accelerator.device)
     begun = start_record(prepared, gemma, model, step=directory.resumed_step)
     begun["steps_per_epoch"] = begun["train_rows"] / rows_per_step(recipe.trainer, accelerator)
     for sink in sinks:
@@ -152,9 +155,16 @@ def prepare(recipe: TrainRecipe) -> Prepared:
     processor = build_processor(recipe.tokenizer, checkpoint, config, long_audio=recipe.data.long_audio)
     if checkpoint is not None:
         check_tensors(Checkpoint.open(checkpoint), config.modalities)
-    trains_media = not all(name.startswith(DECODER) for name in trained_names(recipe, config))
+    trained = trained_names(recipe, config)
+    trains_media = not all(name.startswith(DECODER) for name in trained)
     train, validation = read_data(recipe.data, processor)
-    return Prepared(checkpoint, config, processor, schedule, sampler, evaluated, train, validation, trains_media)
+    loaded = config
+    if recipe.adapter is not None and checkpoint is not None:  # a model is saved whole, an adapter without its base
+        rows = [*train.rows, *(validation.rows if validation else ())]
+        loaded = without_idle_towers(config, (row.ids for row in rows), modules=trained)
+    return Prepared(
+        checkpoint, config, loaded, processor, schedule, sampler, evaluated, train, validation, trains_media
+    )  # fmt: skip
 
 
 def trained_names(recipe: TrainRecipe, config: ModelConfig) -> list[str]:
@@ -228,7 +238,7 @@ def identity(recipe: TrainRecipe, prepared: Prepared) -> dict[str, Any]:
 def build_trained(recipe: TrainRecipe, prepared: Prepared) -> tuple[Gemma3n, nn.Module, Weights]:
     """The model, the same with what is trained in it, and how that gets to disk and back."""
     precision, seed = recipe.trainer.precision, recipe.trainer.seed
-    gemma = build_model(prepared.config, prepared.checkpoint, dtype=precision.dtype, seed=seed)
+    gemma = build_model(prepared.loaded, prepared.checkpoint, dtype=precision.dtype, seed=seed)
     gemma.recompute_layers = recipe.trainer.recompute_layers
     if recipe.adapter is None:
         freeze(gemma, recipe.freeze)
@@ -261,6 +271,7 @@ def start_record(prepared: Prepared, gemma: Gemma3n, model: nn.Module, *, step: 
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         **{f"trainable_parameters/{part}": sum(p.numel() for p in parts[part] if p.requires_grad) for part in Part},
         "total_parameters": sum(p.numel() for p in parameters),
+        "modalities": list(gemma.config.modalities),  # what is loaded
         "specs": [spec.name for spec in prepared.sampler.levels],
     }
 

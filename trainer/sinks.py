@@ -184,7 +184,8 @@ def in_words(record: Record) -> str:
             f"{record['train_rows']} rows ({special_rows('train', record)}), validation"
             f" {record['validation_rows']} ({special_rows('validation', record)});"
             f" {record['steps_per_epoch']:.1f} steps per epoch; {record['trainable_parameters']:,} of"
-            f" {record['total_parameters']:,} parameters; trains {', '.join(record['specs'])}"
+            f" {record['total_parameters']:,} parameters ({' and '.join(record['modalities'])});"
+            f" trains {', '.join(record['specs'])}"
         )
     minutes, seconds = divmod(round(record["eta_seconds"]), 60)
     return (

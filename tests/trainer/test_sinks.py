@@ -26,6 +26,7 @@ TRAIN: Record = {
 START: Record = {
     "kind": "start", "step": 0, "train_rows": 90, "train_rows_skipped": 10, "validation_rows": 8,
     "validation_rows_skipped": 2, "steps_per_epoch": 22.5, "trainable_parameters": 1000, "total_parameters": 20000,
+    "modalities": ["text", "audio"],
     "specs": ["full", "narrow"], "train_rows_truncated": 3, "train_rows_with_images": 20, "train_rows_with_audio": 0,
     "validation_rows_truncated": 0, "validation_rows_with_images": 0, "validation_rows_with_audio": 4,
 }  # fmt: skip
@@ -113,7 +114,7 @@ def test_what_a_run_is_made_of_is_said_once_for_every_beginning(tmp_path: Path) 
     sink.close()
     assert text.getvalue() == (
         "step 0: 90 rows (10 too long, 3 cut short, 20 with images), validation 8 (2 too long, 4 with sound);"
-        " 22.5 steps per epoch; 1,000 of 20,000 parameters; trains full, narrow\n"
+        " 22.5 steps per epoch; 1,000 of 20,000 parameters (text and audio); trains full, narrow\n"
     )
     for _ in range(2):
         log = JsonlSink(tmp_path / "log", resumed_step=0)
