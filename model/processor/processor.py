@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from enum import StrEnum
@@ -271,5 +270,4 @@ def audio_processor(settings: AudioSettings, config: AudioConfig, long: LongAudi
             f"audio settings: feature_size is {settings.feature_size}, but the audio tower takes"
             f" {config.input_feat_size} mels (input_feat_size); they must be equal"
         )
-    per_token = math.prod(time for time, _ in config.sscp_conv_stride_size) * config.conf_reduction_factor
-    return AudioProcessor(settings, max_frames=config.tokens.per_item * per_token, long=long)
+    return AudioProcessor(settings, max_frames=config.max_frames, long=long)
