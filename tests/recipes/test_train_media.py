@@ -13,25 +13,15 @@ import pytest
 import torch
 
 from model.checkpoint.load import load
-from model.checkpoint.writer import save
 from model.gemma3n import Gemma3n
 from model.processor.processor import Processor
 from recipes.cli import main
-from tests.tiny import tiny_model, tiny_multimodal_config
 from tests.trainer.parts import picture_bytes, sound_bytes, tiny_media_processor, write_jsonl
 from trainer.metrics import Record
 from trainer.sinks import METRICS_FILE, read_records
 
 ANSWERS = ("abc", "hello", "you", "z")
 IMAGE, AUDIO = {"type": "image"}, {"type": "audio"}
-
-
-@pytest.fixture(scope="session")
-def media_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of the tiny model with both towers, and its processor."""
-    directory = tmp_path_factory.mktemp("weights") / "media"
-    save(tiny_model(tiny_multimodal_config()), directory, extras=tiny_media_processor().write)
-    return directory
 
 
 @pytest.fixture(scope="session")
