@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from model.errors import InputError
 from model.freezing import Part
 from model.gemma3n import Gemma3n
-from model.inputs import SoftTokens
 from model.processor.media import Picture, Recording
 from model.slicing.spec import SliceSpec
 from tests.tiny import TINY_TEXT, tiny_model, tiny_multimodal_config
@@ -193,39 +192,6 @@ def test_kept_soft_tokens_spare_tower_and_decoding(tmp_path: Path, monkeypatch: 
         assert run() == expected
     assert len(first) == sum(len(row.media) for row in ROWS)
     assert not second
-
-
-def test_a_damaged_file_of_soft_tokens_is_made_again(tmp_path: Path) -> None:
-    model, picture = tiny_model(tiny_multimodal_config()), Picture(picture_bytes(1))
-    cache = SoftTokenCache.of(tmp_path, model, PROCESSOR, CPU)
-    soft = SoftTokens(features=torch.randn(1, 16, 64), mask=torch.ones(1, 16, dtype=torch.bool))
-    cache.write(picture, soft)
-    kept = cache.read(picture)
-    assert kept is not None
-    assert torch.equal(kept.features, soft.features)
-    whole = cache.path(picture).read_bytes()
-    flipped = bytearray(whole)
-    flipped[-9] ^= 1
-    for damaged in (bytes(flipped), whole[:-3], b""):
-        cache.path(picture).write_bytes(damaged)
-        assert cache.read(picture) is None
-
-
-def test_soft_tokens_are_kept_for_these_weights_and_this_preparation_alone(tmp_path: Path) -> None:
-    model, picture = tiny_model(tiny_multimodal_config()), Picture(picture_bytes(1))
-
-    def path() -> Path:
-        return SoftTokenCache.of(tmp_path, model, PROCESSOR, CPU).path(picture)
-
-    before = path()
-    assert path() == before
-    assert SoftTokenCache.of(tmp_path, model.to(torch.bfloat16), PROCESSOR, CPU).path(picture) != before
-    model.to(torch.float32)
-    parameter = next(model.model.vision_tower.parameters()) if model.model.vision_tower else None
-    assert parameter is not None
-    with torch.no_grad():
-        parameter.flatten()[0] += 1
-    assert path() != before
 
 
 def test_a_medium_that_is_damaged_behind_its_header_is_named_with_its_row(tmp_path: Path) -> None:
