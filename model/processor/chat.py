@@ -53,12 +53,33 @@ BLANK = "\n\n"  # around a medium, and behind the system text
 Part = str | Picture | Recording
 
 
+def role_named(name: object) -> Role:
+    """Who speaks under a name, or InputError."""
+    try:
+        return Role(name)
+    except ValueError:
+        allowed = ", ".join(Role)
+        raise InputError(f"message: its role is {name!r}; allowed are {allowed}, model") from None
+
+
 @dataclass(frozen=True)
 class Message:
     """What one of them said: a text, or texts, pictures and recordings in their order."""
 
     role: Role
     content: str | tuple[Part, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.role, Role):
+            object.__setattr__(self, "role", role_named(self.role))
+        parts = tuple(self.content) if isinstance(self.content, list | tuple) else (self.content,)
+        if wrong := [type(part).__name__ for part in parts if not isinstance(part, str | Picture | Recording)]:
+            raise InputError(
+                f"message: its content has a {wrong[0]}; it must be a text, or texts, pictures and"
+                " recordings in their order"
+            )
+        if isinstance(self.content, list):
+            object.__setattr__(self, "content", parts)
 
     @property
     def parts(self) -> tuple[Part, ...]:

@@ -29,10 +29,22 @@ from model.processor.chat import (
 )
 from model.processor.image import ImageProcessor
 from model.processor.media import Picture, Recording
-from model.processor.published import marks_of, read_settings, write_files
+from model.processor.published import (
+    AUDIO_SECTION,
+    IMAGE_SECTION,
+    check_ids,
+    marks_of,
+    read_audio_settings,
+    read_image_settings,
+    unprepared,
+    write_files,
+)
 from model.processor.settings import AudioSettings, ImageSettings
-from model.processor.tokenizer import PREPROCESSOR_FILE, Tokenizer
+from model.processor.template import warn_of_other_template
+from model.processor.tokenizer import Tokenizer
 from model.tower_config import AudioConfig
+
+SECTIONS = {"vision": IMAGE_SECTION, "audio": AUDIO_SECTION}  # of the files, by tower
 
 
 class Padding(StrEnum):
@@ -65,6 +77,9 @@ class Processor:
         self.images = images if config.vision else None
         self.audio = audio if config.audio else None
         self.config = config
+        for tower, medium in ((config.vision, "images"), (config.audio, "audio")):
+            if tower is not None:
+                check_ids(tokenizer, tower, medium)
         self.image_marks = marks_of(tokenizer, config.vision.tokens, "images") if config.vision else None
         self.audio_marks = marks_of(tokenizer, config.audio.tokens, "audio") if config.audio else None
 
@@ -75,9 +90,14 @@ class Processor:
         Raises:
             CheckpointError: It has no tokenizer, or not that of ``config``'s model.
             ConfigError: A file says what Gemma 3n cannot do.
+
+        Warns:
+            UserWarning: Its chat template writes conversations otherwise than ``render``.
         """
         tokenizer = Tokenizer.read(directory)
-        image, audio = read_settings(tokenizer)
+        warn_of_other_template(tokenizer)
+        image = read_image_settings(tokenizer, config.vision) if config.vision else None
+        audio = read_audio_settings(tokenizer, config.audio) if config.audio else None
         return cls(
             tokenizer,
             None if image is None else ImageProcessor(image),
@@ -124,8 +144,11 @@ class Processor:
         )
 
     def write(self, directory: Path) -> None:
-        """Write the tokenizer and the files beside it into ``directory``, byte for byte as they were read or made."""
-        self.tokenizer.write(directory)
+        """Write the tokenizer and the files beside it into ``directory``, byte for byte as they were read or made.
+
+        Files for media are left out where the model takes none, as they are of a slice.
+        """
+        self.tokenizer.write(directory, media=self.config.is_multimodal)
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> Rendered:
         """Write a conversation as text, each medium as its run of placeholders; see ``chat.render``.
@@ -253,10 +276,7 @@ class Processor:
                 f"{medium}: the model has no {tower} tower; leave it out, or take a checkpoint that has one"
                 " (modalities)"
             )
-        raise InputError(
-            f"{medium}: no {PREPROCESSOR_FILE} beside {self.tokenizer.origin} says how to prepare it; copy the one"
-            " that came with the weights"
-        )
+        raise InputError(f"{medium}: {unprepared(self.tokenizer, SECTIONS[tower])}")
 
 
 def audio_processor(settings: AudioSettings, config: AudioConfig, long: LongAudio) -> AudioProcessor:

@@ -9,6 +9,7 @@ for a vocabulary that has none, in both forms.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from model.config import ModelConfig
@@ -22,25 +23,30 @@ from model.processor.tokenizer import (
     TOKENIZER_CONFIG_FILE,
     Tokenizer,
 )
-from model.tower_config import MediaTokens
+from model.tower_config import AudioConfig, MediaTokens, VisionConfig
 
+UNUSED = re.compile(r"<unused\d+>")
 PROCESSOR_CLASS = "Gemma3nProcessor"
 IMAGE_SECTION, AUDIO_SECTION = "image_processor", "feature_extractor"
 TYPE_FIELDS = {IMAGE_SECTION: "image_processor_type", AUDIO_SECTION: "feature_extractor_type"}
 
 
-def read_settings(tokenizer: Tokenizer) -> tuple[ImageSettings | None, AudioSettings | None]:
-    """What the files beside a tokenizer say about images and about sound; None where they say nothing.
+def read_image_settings(tokenizer: Tokenizer, config: VisionConfig) -> ImageSettings | None:
+    """What the files beside a tokenizer say about images; None where they say nothing.
 
     Raises:
-        ConfigError: A file is no JSON object, or a value is one that Gemma 3n cannot have.
+        ConfigError: A file is no JSON object, or a value is one that Gemma 3n, or this model, cannot have.
     """
-    image = read_section(tokenizer, IMAGE_SECTION)
-    audio = read_section(tokenizer, AUDIO_SECTION)
-    return (
-        None if image is None else ImageSettings.parse(image),
-        None if audio is None else AudioSettings.parse(audio),
-    )
+    check_length(tokenizer, "image_seq_length", config.tokens)
+    section = read_section(tokenizer, IMAGE_SECTION)
+    return None if section is None else ImageSettings.parse(section)
+
+
+def read_audio_settings(tokenizer: Tokenizer, config: AudioConfig) -> AudioSettings | None:
+    """What the files beside a tokenizer say about sound; as ``read_image_settings``."""
+    check_length(tokenizer, "audio_seq_length", config.tokens)
+    section = read_section(tokenizer, AUDIO_SECTION)
+    return None if section is None else AudioSettings.parse(section)
 
 
 def read_section(tokenizer: Tokenizer, name: str) -> dict[str, Any] | None:
@@ -51,7 +57,29 @@ def read_section(tokenizer: Tokenizer, name: str) -> dict[str, Any] | None:
             raise ConfigError(f"{PROCESSOR_FILE}: {name} is {nested!r}; it must be an object")
         return nested
     flat = read_json(tokenizer, PREPROCESSOR_FILE)
-    return flat if TYPE_FIELDS[name] in flat else None
+    return flat if TYPE_FIELDS[name] in flat or flat.get("processor_class") == PROCESSOR_CLASS else None
+
+
+def check_length(tokenizer: Tokenizer, name: str, tokens: MediaTokens) -> None:
+    """Raise ConfigError where a file makes runs of other lengths than the model's config."""
+    for file in (PROCESSOR_FILE, PREPROCESSOR_FILE):
+        if (said := read_json(tokenizer, file).get(name)) not in (None, tokens.per_item):
+            raise ConfigError(
+                f"{file} beside {tokenizer.origin}: {name} is {said!r}, but an item of the model has {tokens.per_item}"
+                " soft tokens (config.json); take both files from the same checkpoint"
+            )
+
+
+def unprepared(tokenizer: Tokenizer, name: str) -> str:
+    """Why nothing is known of how a medium is prepared, and what to do."""
+    if tokenizer.sidecar(PREPROCESSOR_FILE) is None and tokenizer.sidecar(PROCESSOR_FILE) is None:
+        found = f"no {PREPROCESSOR_FILE} beside {tokenizer.origin} says how to prepare it"
+    else:
+        found = (
+            f"{PREPROCESSOR_FILE} beside {tokenizer.origin} has no {TYPE_FIELDS[name]}, nor {PROCESSOR_FILE} an"
+            f" object {name}, so that neither says how to prepare it"
+        )
+    return f"{found}; copy the one that came with the weights"
 
 
 def read_json(tokenizer: Tokenizer, name: str) -> dict[str, Any]:
@@ -85,6 +113,24 @@ def marks_of(tokenizer: Tokenizer, tokens: MediaTokens, medium: str) -> MediaMar
     return MediaMarks(*texts, per_item=tokens.per_item)
 
 
+def check_ids(tokenizer: Tokenizer, config: VisionConfig | AudioConfig, medium: str) -> None:
+    """Raise CheckpointError where a word of the text has an id of a medium, whose rows are no words'.
+
+    Other marks may stand there, as published; what was added as a word is known by being normalized as one.
+    """
+    words = {token_id for token_id, token in tokenizer.added().items() if token.normalized and not token.special}
+    for token_id in config.ids:
+        text = tokenizer.token(token_id)
+        if text is None or token_id in config.tokens.ids or UNUSED.fullmatch(text):
+            continue
+        if token_id in words or not (text.startswith("<") and text.endswith(">")):
+            raise CheckpointError(
+                f"{tokenizer.origin}: '{text}' has the id {token_id}, but {config.ids.start} to {config.ids.stop - 1}"
+                f" are ids of {medium} (vocab_offset, vocab_size), which a text cannot use; give one of the unused"
+                " tokens of the text this meaning"
+            )
+
+
 def with_media_tokens(tokenizer: bytes, config: ModelConfig) -> bytes:
     """A ``tokenizer.json`` that also has the marks of the config's media, by their published names, at their ids.
 
@@ -95,12 +141,18 @@ def with_media_tokens(tokenizer: bytes, config: ModelConfig) -> bytes:
     """
     content = json.loads(tokenizer)
     vocabulary: dict[str, int] = content["model"]["vocab"]
-    taken = {number: token for token, number in vocabulary.items()}
-    listed = {token["content"] for token in content["added_tokens"]}
+    if not isinstance(vocabulary, dict):
+        raise CheckpointError(
+            f"tokenizer: is of type {content['model'].get('type')}, whose ids are places in a list; take one that gives"
+            " its tokens ids (BPE, WordPiece, WordLevel)"
+        )
+    listed = {token["content"]: token["id"] for token in content["added_tokens"]}
+    ids = vocabulary | listed
+    taken = {number: token for token, number in ids.items()}
     for tower, marks in ((config.vision, IMAGE_MARKS), (config.audio, AUDIO_MARKS)):
         texts = (marks.begin, marks.placeholder, marks.end)
         for text, token_id in zip(texts, tower.tokens.ids if tower else (), strict=tower is not None):
-            if taken.get(token_id, text) != text or vocabulary.get(text, token_id) != token_id:
+            if taken.get(token_id, text) != text or ids.get(text, token_id) != token_id:
                 raise CheckpointError(
                     f"tokenizer: '{text}' must have the id {token_id}, which '{taken.get(token_id, text)}' has;"
                     " it must be free, so train a smaller vocabulary or give the mark that id from the start"
@@ -132,6 +184,8 @@ def write_files(
     config = names | {"tokenizer_class": "PreTrainedTokenizerFast"} | config
     given = config.get("extra_special_tokens")
     extra: dict[str, Any] = dict(given) if isinstance(given, dict) else {}
+    if isinstance(given, list):  # names of no meaning of their own; they have another field beside those that have one
+        config["additional_special_tokens"] = [*config.get("additional_special_tokens", ()), *given]
     for marks, prefix, letter in ((image, "image", "i"), (audio, "audio", "a")):
         if marks is not None:
             extra |= {f"{prefix}_token": marks.placeholder, f"bo{letter}_token": marks.begin}

@@ -8,6 +8,7 @@ medium in ``processor_config.json``. The fields are called the same in both.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,7 @@ class ImageSettings:
     image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
+        check_finite(self, "image settings")
         if min(self.height, self.width) < 1:
             raise ConfigError(f"image settings: size is {self.height} x {self.width}; it must be positive")
         if self.resample not in RESAMPLING:
@@ -55,6 +57,7 @@ class ImageSettings:
         Raises:
             ConfigError: A value is malformed, or asks for a step that Gemma 3n does not have.
         """
+        check_kind(published, "image_processor_type", "Siglip", "image settings")
         size = published.get("size") or {"height": cls.height, "width": cls.width}
         if not isinstance(size, Mapping) or not {"height", "width"} <= set(size):
             raise ConfigError(f"image settings: size is {size!r}; it must hold 'height' and 'width'")
@@ -97,6 +100,7 @@ class AudioSettings:
     per_bin_stddev: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        check_finite(self, "audio settings")
         for name in ("feature_size", "sampling_rate", "frame_length", "hop_length", "mel_floor"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"audio settings: {name} is {getattr(self, name)}; it must be positive")
@@ -132,6 +136,11 @@ class AudioSettings:
         Raises:
             ConfigError: A value is malformed, or asks for chance (``dither``).
         """
+        check_kind(published, "feature_extractor_type", "Gemma3nAudio", "audio settings")
+        if published.get("padding_value"):
+            raise ConfigError(
+                f"audio settings: padding_value is {published['padding_value']!r}; only 0 is read, silence"
+            )
         if published.get("dither"):
             raise ConfigError(
                 f"audio settings: dither is {published['dither']!r}; only 0 is read, sound is not blurred"
@@ -173,6 +182,23 @@ def given_fields(cls: type[Settings], published: Mapping[str, Any], where: str) 
             value if isinstance(known.default, bool) else like(known.default, value, f"{where}: {known.name}")
         )
     return fields
+
+
+def check_kind(published: Mapping[str, Any], name: str, family: str, where: str) -> None:
+    """Raise ConfigError where a file was made for a class that does something else."""
+    kind = published.get(name)
+    if kind is not None and not str(kind).startswith(family):
+        raise ConfigError(
+            f"{where}: {name} is {kind!r}; only those of Gemma 3n are read, whose names begin with {family}"
+        )
+
+
+def check_finite(settings: Settings, where: str) -> None:
+    """Raise ConfigError where a value is no finite number."""
+    for name, value in dataclasses.asdict(settings).items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not all(math.isfinite(number) for number in numbers if number is not None):
+            raise ConfigError(f"{where}: {name} is {value}; it must be finite")
 
 
 def as_json(settings: Settings) -> dict[str, Any]:

@@ -9,6 +9,7 @@ wants a ``<bos>`` writes it, as the chat template does.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,10 @@ from model.errors import CheckpointError
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE, TEMPLATE_FILE = "tokenizer_config.json", "chat_template.jinja"
 PREPROCESSOR_FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
-SIDECARS = (
-    TOKENIZER_CONFIG_FILE, "special_tokens_map.json", TEMPLATE_FILE, "chat_template.json", "tokenizer.model",
-    PREPROCESSOR_FILE, PROCESSOR_FILE,
+MEDIA_FILES = (PREPROCESSOR_FILE, PROCESSOR_FILE, "video_preprocessor_config.json")  # of no use to a text-only model
+TEXT_FILES = (
+    TOKENIZER_CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", TEMPLATE_FILE, "chat_template.json",
+    "tokenizer.model",
 )  # fmt: skip
 PAD, BOS, START_OF_TURN, END_OF_TURN = "<pad>", "<bos>", "<start_of_turn>", "<end_of_turn>"
 
@@ -52,6 +54,7 @@ class Tokenizer:
             raise CheckpointError(
                 f"{origin}: not a tokenizer ({error}); take the file that came with the weights"
             ) from None
+        self._check_ids()
         # A file may ask for cutting or filling; how long a sequence may be is not the vocabulary's business.
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -74,14 +77,24 @@ class Tokenizer:
             raise CheckpointError(
                 f"{directory}: no {TOKENIZER_FILE} there; copy the one that came with the weights into it"
             )
-        sidecars = {name: (directory / name).read_bytes() for name in SIDECARS if (directory / name).is_file()}
+        sidecars = {
+            name: (directory / name).read_bytes()
+            for name in (*TEXT_FILES, *MEDIA_FILES)
+            if (directory / name).is_file()
+        }
         return cls(path.read_bytes(), sidecars, origin=str(path))
 
-    def write(self, directory: Path) -> None:
-        """Write the tokenizer's files into ``directory``, byte for byte as they were read."""
+    def write(self, directory: Path, *, media: bool = True) -> None:
+        """Write the tokenizer's files into ``directory``, byte for byte as they were read.
+
+        Args:
+            directory: Where to; it is made if it is not there.
+            media: Whether to write what images and sound are processed by, which a text-only model has no use for.
+        """
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in {TOKENIZER_FILE: self._content, **self._sidecars}.items():
-            (directory / name).write_bytes(content)
+            if media or name not in MEDIA_FILES:
+                (directory / name).write_bytes(content)
 
     def sidecar(self, name: str) -> bytes | None:
         """The content of a file that lies beside the tokenizer, if there is one."""
@@ -115,6 +128,20 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``, special tokens left out."""
         return self._backend.decode(list(ids), skip_special_tokens=True)
+
+    def added(self) -> dict[int, tokenizers.AddedToken]:
+        """The tokens that a text's own characters are not cut into, by their ids."""
+        return self._backend.get_added_tokens_decoder()
+
+    def _check_ids(self) -> None:
+        # The library numbers added tokens behind the others, whatever the file says; other libraries believe the file.
+        for token in json.loads(self._content).get("added_tokens") or ():
+            if (found := self._backend.token_to_id(token["content"])) != token["id"]:
+                raise CheckpointError(
+                    f"{self._origin}: says that '{token['content']}' has the id {token['id']}, but it is read as"
+                    f" {found}; a token cannot be added behind ids that no token has, so give one of the unused tokens"
+                    " this meaning, or take the tokenizer.json that came with the weights"
+                )
 
     def _required(self, token: str) -> int:
         found = self._backend.token_to_id(token)

@@ -23,6 +23,7 @@ from model.checkpoint.reader import Checkpoint
 from model.checkpoint.shapes import model_shapes
 from model.checkpoint.writer import SHARD_BYTES, write_checkpoint
 from model.config import CONFIG_FILE, ModelConfig
+from model.processor.tokenizer import MEDIA_FILES, TEXT_FILES, TOKENIZER_FILE
 from model.slicing.config import slice_config
 from model.slicing.count import Layout, count_effective_parameters, count_parameters, text_shapes
 from model.slicing.cuts import place
@@ -30,11 +31,7 @@ from model.slicing.spec import SliceSpec
 from model.tower_config import Modality
 
 LINEAGE_FILE = "slice.json"
-CARRIED_FILES = (  # the same for every size of a model
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.jinja", "chat_template.json", "generation_config.json",
-)  # fmt: skip
-MEDIA_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+CARRIED_FILES = (TOKENIZER_FILE, *TEXT_FILES, "generation_config.json")  # the same for every size of a model
 
 
 def slice_checkpoint(

@@ -141,6 +141,9 @@ def test_the_fingerprint_is_of_the_settings() -> None:
         ({"frame_length": 400}, "frame_length is 400, but the other values make it 512"),
         ({"per_bin_mean": [1.0]}, "list of 128"),
         ({"fft_overdrive": 1}, "true or false"),
+        ({"mel_floor": float("nan")}, "mel_floor is nan; it must be finite"),
+        ({"padding_value": 1.0}, "padding_value is 1.0; only 0 is read"),
+        ({"feature_extractor_type": "WhisperFeatureExtractor"}, "feature_extractor_type is 'Whisper"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(published: dict[str, object], message: str) -> None:

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -20,6 +23,7 @@ from model.processor.chat import (
     render_text,
 )
 from model.processor.media import Picture, Recording
+from tests.tiny_processor import ROOT
 
 IMAGE, AUDIO = MediaMarks("<i>", "<boi>", "<eoi>", 3), MediaMarks("<a>", "<boa>", "<eoa>", 2)
 CAT, DOG, BIRD = (Picture(name) for name in ("cat.png", "dog.png", "bird.png"))
@@ -136,3 +140,25 @@ def test_the_system_text_holds_no_media_and_is_one() -> None:
     with pytest.raises(InputError, match="has 2 parts; give its text as one"):
         written(Message(Role.system, ("a", "b")), user("Hi"))
     assert written(Message(Role.system, (" a ",)), user("Hi")).text.startswith("<bos><start_of_turn>user\n a \n\nHi")
+
+
+def test_what_is_no_message_is_refused_in_words() -> None:
+    # In a process of its own: under pytest the annotations are checked, and nothing wrong gets further than that.
+    program = """
+from model.errors import InputError
+from model.processor.chat import Message, Role
+from model.processor.media import Picture
+for role, content in ((Role.user, None), (Role.user, ("a", 3)), ("tool", "a"), (None, "a")):
+    try: Message(role, content)
+    except InputError as error: print(error)
+assert Message("user", ["a", Picture("b")]) == Message(Role.user, ("a", Picture("b")))
+assert Message("model", "a").role is Role.assistant
+"""
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.splitlines() == [
+        "message: its content has a NoneType; it must be a text, or texts, pictures and recordings in their order",
+        "message: its content has a int; it must be a text, or texts, pictures and recordings in their order",
+        "message: its role is 'tool'; allowed are system, user, assistant, model",
+        "message: its role is None; allowed are system, user, assistant, model",
+    ]

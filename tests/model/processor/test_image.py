@@ -46,6 +46,9 @@ def test_normalising_takes_mean_and_spread() -> None:
         ({"do_center_crop": True}, "only resized"),
         ({"image_std": [0.5, 0.5, 0.0]}, "positive"),
         ({"image_mean": [0.5]}, "list of 3"),
+        ({"image_mean": [0.5, float("nan"), 0.5]}, "it must be finite"),
+        ({"rescale_factor": float("inf")}, "rescale_factor is inf; it must be finite"),
+        ({"image_processor_type": "CLIPImageProcessor"}, "image_processor_type is 'CLIPImageProcessor'; only those of"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(published: dict[str, object], message: str) -> None:

@@ -6,22 +6,31 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tokenizers
 import torch
+from tokenizers import models
 
 from model.config import ModelConfig
 from model.errors import CheckpointError, ConfigError, InputError
 from model.inputs import Audio, Images
 from model.processor.audio import LongAudio
-from model.processor.chat import Message, Part, Role
+from model.processor.chat import IMAGE_MARKS, Message, Part, Role
 from model.processor.media import Picture, Recording
 from model.processor.processor import Padding, Processor
-from model.processor.published import read_settings, with_media_tokens
+from model.processor.published import read_audio_settings, read_image_settings, with_media_tokens, write_files
 from model.processor.settings import AudioSettings, ImageSettings
-from model.processor.tokenizer import PREPROCESSOR_FILE, PROCESSOR_FILE, TOKENIZER_FILE, Tokenizer
+from model.processor.tokenizer import (
+    MEDIA_FILES,
+    PREPROCESSOR_FILE,
+    PROCESSOR_FILE,
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    Tokenizer,
+)
 from model.tower_config import MediaTokens
 from tests.tiny_processor import AUDIO, CONFIG, RECORDINGS, VISION, file_bytes, noise, tiny_processor, vocabulary
 
@@ -133,7 +142,112 @@ def test_a_flat_file_of_the_older_form_gives_our_defaults() -> None:
         "size": {"height": 768, "width": 768},
     }  # fmt: skip
     tokenizer = Tokenizer(vocabulary(), {PREPROCESSOR_FILE: json.dumps(fields).encode()})
-    assert read_settings(tokenizer) == (ImageSettings(), AudioSettings())
+    vision = dataclasses.replace(VISION, tokens=dataclasses.replace(VISION.tokens, per_item=256))
+    assert read_image_settings(tokenizer, vision) == ImageSettings()
+    assert read_audio_settings(tokenizer, AUDIO) == AudioSettings()
+
+
+def edited(directory: Path, name: str, **changes: Any) -> None:
+    """A file beside a tokenizer with other fields; None takes one out."""
+    fields = json.loads((directory / name).read_text(encoding="utf-8")) | changes
+    kept = {field: value for field, value in fields.items() if value is not None}
+    (directory / name).write_text(json.dumps(kept), encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [PROCESSOR_FILE, PREPROCESSOR_FILE])
+@pytest.mark.parametrize("field", ["image_seq_length", "audio_seq_length"])
+def test_runs_of_another_length_than_the_models_are_refused(name: str, field: str, tmp_path: Path) -> None:
+    PROCESSOR.write(tmp_path)
+    edited(tmp_path, name, **{field: 999})
+    with pytest.raises(ConfigError, match=rf"{name} beside .*: {field} is 999, but an item of the model has \d+ soft"):
+        Processor.read(tmp_path, CONFIG)
+
+
+def test_what_is_said_of_media_matters_only_to_a_model_that_takes_them(tmp_path: Path) -> None:
+    PROCESSOR.write(tmp_path)
+    edited(tmp_path, PROCESSOR_FILE, feature_extractor={"dither": 1.0})
+    with pytest.raises(ConfigError, match="dither"):
+        Processor.read(tmp_path, CONFIG)
+    assert Processor.read(tmp_path, dataclasses.replace(CONFIG, audio=None)).images == PROCESSOR.images
+    (tmp_path / PROCESSOR_FILE).write_text("{", encoding="utf-8")
+    assert Processor.read(tmp_path, TEXT_ONLY).encode([user("Hi")])
+
+
+def test_a_text_only_model_is_written_without_the_files_of_media(tmp_path: Path) -> None:
+    PROCESSOR.write(tmp_path / "a")
+    (tmp_path / "a/video_preprocessor_config.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "a/added_tokens.json").write_text("{}", encoding="utf-8")
+    Processor.read(tmp_path / "a", TEXT_ONLY).write(tmp_path / "text")
+    Processor.read(tmp_path / "a", CONFIG).write(tmp_path / "b")
+    names = {path.name for path in (tmp_path / "a").iterdir()}
+    assert {path.name for path in (tmp_path / "b").iterdir()} == names
+    assert {path.name for path in (tmp_path / "text").iterdir()} == names - set(MEDIA_FILES)
+
+
+def test_a_flat_file_without_kinds_is_read_if_it_is_of_gemmas_processor(tmp_path: Path) -> None:
+    PROCESSOR.write(tmp_path)
+    (tmp_path / PROCESSOR_FILE).unlink()
+    edited(tmp_path, PREPROCESSOR_FILE, feature_extractor_type=None, image_processor_type=None)
+    assert Processor.read(tmp_path, CONFIG).audio == PROCESSOR.audio
+    edited(tmp_path, PREPROCESSOR_FILE, processor_class=None)
+    processor = Processor.read(tmp_path, CONFIG)
+    message = f"{PREPROCESSOR_FILE} beside .* has no feature_extractor_type, nor {PROCESSOR_FILE} an object feature_ext"
+    with pytest.raises(InputError, match=message):
+        processor.render([user(TALK)])
+
+
+def test_names_of_no_meaning_are_kept_beside_the_marks() -> None:
+    tokenizer = Tokenizer(vocabulary(), {TOKENIZER_CONFIG_FILE: b'{"extra_special_tokens": ["<mask>"]}'})
+    files = write_files(tokenizer, image=IMAGE_MARKS, audio=None, image_settings=None, audio_settings=None)
+    written = json.loads(files[TOKENIZER_CONFIG_FILE])
+    assert written["additional_special_tokens"] == ["<mask>"]
+    assert written["extra_special_tokens"]["image_token"] == "<image_soft_token>"
+
+
+def with_token(vocabulary: bytes, **token: Any) -> bytes:
+    """A vocabulary to which another library added a token."""
+    kind = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    parsed = json.loads(vocabulary)
+    parsed["added_tokens"].append(kind | token)
+    return json.dumps(parsed).encode()
+
+
+def test_an_added_token_that_gets_another_id_here_is_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"says that '<mine>' has the id 330, but it is read as 3\d\d; .*unused"):
+        Tokenizer(with_token(vocabulary(), id=330, content="<mine>"), {})
+
+
+@pytest.mark.parametrize("word", ["mine", "<mine>"])
+def test_a_word_among_the_ids_of_a_medium_is_refused(word: str) -> None:
+    content = json.loads(vocabulary())
+    content["model"]["vocab"][word] = 330
+    tokenizer = Tokenizer(with_token(json.dumps(content).encode(), id=330, content=word), {})
+    with pytest.raises(CheckpointError, match=rf"'{word}' has the id 330, but 328 to 335 are ids of audio"):
+        Processor(tokenizer, None, None, CONFIG)
+
+
+@pytest.mark.parametrize("word", ["<unused9>", "<other_mark>"])
+def test_other_marks_may_stand_among_the_ids_of_a_medium(word: str) -> None:
+    content = json.loads(vocabulary())
+    content["model"]["vocab"][word] = 330
+    content = with_token(json.dumps(content).encode(), id=330, content=word, normalized=False, special=True)
+    assert Processor(Tokenizer(content, {}), None, None, CONFIG).tokenizer.token(330) == word
+
+
+def test_a_mark_whose_id_an_added_token_has_is_refused() -> None:
+    content = json.loads(vocabulary())
+    for token in content["added_tokens"]:
+        if token["id"] == 321:
+            token["content"] = "<taken>"
+    del content["model"]["vocab"]["<image_soft_token>"]
+    with pytest.raises(CheckpointError, match="'<image_soft_token>' must have the id 321, which '<taken>' has"):
+        with_media_tokens(json.dumps(content).encode(), CONFIG)
+
+
+def test_a_vocabulary_without_ids_of_its_own_is_refused() -> None:
+    unigram = tokenizers.Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0, byte_fallback=False))
+    with pytest.raises(CheckpointError, match="is of type Unigram, whose ids are places in a list"):
+        with_media_tokens(unigram.to_str().encode(), CONFIG)
 
 
 def test_a_directory_without_processor_files_works_for_text(tmp_path: Path) -> None:
@@ -153,10 +267,10 @@ def test_media_in_a_model_without_towers_are_refused(medium: Part, tower: str) -
 
 
 def test_a_vocabulary_larger_than_the_model_is_refused() -> None:
-    backend = tokenizers.Tokenizer.from_str(vocabulary().decode())
-    backend.add_tokens([f"<new{number}>" for number in range(100)])
+    content = json.loads(vocabulary())
+    content["model"]["vocab"]["new"] = 423
     with pytest.raises(CheckpointError, match=r"has ids up to 423, but the model's end at 335 .*unused"):
-        Processor(Tokenizer(backend.to_str().encode(), {}), None, None, CONFIG)
+        Processor(Tokenizer(json.dumps(content).encode(), {}), None, None, CONFIG)
 
 
 def test_a_vocabulary_without_the_marks_is_refused() -> None:
