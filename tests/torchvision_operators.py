@@ -9,10 +9,11 @@ transformers imports torchvision wherever it is installed, and timm always, so t
 import torch
 
 try:
-    import torchvision  # noqa: F401 - only whether it can be imported
+    import torchvision
 except ModuleNotFoundError:
     LIBRARY = None
 except RuntimeError:
     LIBRARY = torch.library.Library("torchvision", "DEF")  # kept: the operators live as long as this
     for name in ("nms", "qnms"):
         LIBRARY.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import torchvision  # noqa: F401 - before PEFT, while whose import it is hidden: transformers remembers what it finds
