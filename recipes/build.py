@@ -16,7 +16,6 @@ from torch import Tensor
 
 from model.adapter.lora import PeftModel, load_adapter
 from model.checkpoint.load import load
-from model.checkpoint.names import modality_of
 from model.config import ModelConfig, TextConfig
 from model.errors import CheckpointError, ConfigError, InputError
 from model.gemma3n import Gemma3n
@@ -75,13 +74,13 @@ def find_config(checkpoint: Path | None, shape: ShapeConfig | None) -> ModelConf
 
 
 def without_idle_towers(
-    config: ModelConfig, rows: Iterable[Int[Tensor, " seq"]], *, modules: Iterable[str] = ()
+    config: ModelConfig, rows: Iterable[Int[Tensor, " seq"]], *, adapted: Iterable[Modality] = ()
 ) -> ModelConfig:
-    """The config without the towers that none of ``rows`` needs, and none of the trained or adapted ``modules``.
+    """The config without the towers that none of ``rows`` needs, and that no adapter changes.
 
     A row needs a tower if it has an id of the tower's vocabulary, as the placeholders of every medium are.
     """
-    wanted = {modality_of(module) for module in modules}
+    wanted = set(adapted)
     towers = {Modality.vision: config.vision, Modality.audio: config.audio}
     for row in rows:
         idle = [(medium, tower) for medium, tower in towers.items() if tower is not None and medium not in wanted]

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from model.adapter.lora import check_adapter
 from model.checkpoint.shapes import model_shapes
 from model.config import ModelConfig
 from model.slicing.count import Layout, count_effective_parameters, count_parameters
@@ -25,6 +26,7 @@ from recipes.build import (
     find_checkpoint,
     find_device,
     resolve_sizes,
+    without_idle_towers,
 )  # fmt: skip
 from recipes.output import check_new_file
 from recipes.program import start
@@ -68,11 +70,16 @@ def measure(recipe: EvaluateRecipe) -> list[tuple[SliceSpec, Score]]:
         recipe.files, processor,
         max_length_tokens=recipe.max_length_tokens, long_rows=LongRows.refuse, remedy=REMEDY,
     )  # fmt: skip
+    rows = found.rows[: recipe.max_examples]
+    adapted = () if recipe.adapter_path is None else check_adapter(config, recipe.adapter_path)
+    loaded = without_idle_towers(config, (row.ids for row in rows), adapted=adapted).modalities
+    if idle := [modality for modality in config.modalities if modality not in loaded]:
+        print(f"loads {' and '.join(loaded)}; no row needs {' or '.join(idle)}", file=sys.stderr)
     model = build_adapted(
         checkpoint, recipe.adapter_path, dtype=recipe.precision.dtype, device=find_device(recipe.device),
-        modalities=config.modalities,
+        modalities=loaded,
     )  # fmt: skip
-    gemma, rows = base_of(model), found.rows[: recipe.max_examples]
+    gemma = base_of(model)
     cache = build_cache(recipe.soft_token_cache, gemma, processor, find_device(recipe.device))
     batches = score_batches(
         model, rows, specs, collator=Collator(processor.tokenizer.pad_id, processor, cache),

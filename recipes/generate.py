@@ -13,16 +13,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from model.adapter.lora import check_adapter
 from model.config import ModelConfig
 from model.errors import ConfigError, InputError
-from model.generation.generate import check_prompts, generate, pad_left
+from model.generation.generate import check_prompts, generate, ids_of_media, pad_left
 from model.inputs import Inputs
 from model.processor.chat import AUDIO_MARKS, IMAGE_MARKS, Message, Role
 from model.processor.media import Picture, Recording
 from model.processor.processor import Processor
 from model.processor.tokenizer import Tokenizer
 from model.slicing.spec import SliceSpec
-from recipes.build import build_adapted, find_checkpoint, find_device
+from recipes.build import build_adapted, find_checkpoint, find_device, without_idle_towers
 from recipes.program import start
 from recipes.schema import GenerateRecipe
 
@@ -36,6 +37,7 @@ def run(recipe: GenerateRecipe) -> None:
     prompt = read_prompt(recipe.prompt, has_media=bool(pictures or recordings))
     checkpoint = find_checkpoint(recipe.checkpoint)
     config = ModelConfig.read(checkpoint)
+    unsaid = ids_of_media(config)  # also of towers that are not loaded, so that the answer is the same
     if recipe.modalities is not None:
         config = config.only(recipe.modalities)
     spec = SliceSpec.resolve(recipe.slice, config.text)
@@ -45,14 +47,18 @@ def run(recipe: GenerateRecipe) -> None:
         processor, [*system_message(recipe.system), *user_message(processor, prompt, pictures, recordings)]
     )
     check_prompts(inputs, recipe.generation, config.text.max_position_embeddings)
+    adapted = () if recipe.adapter_path is None else check_adapter(config, recipe.adapter_path)
+    loaded = without_idle_towers(config, inputs.ids, adapted=adapted).modalities
 
     device = find_device(recipe.device)
     model = build_adapted(
-        checkpoint, recipe.adapter_path, dtype=recipe.precision.dtype, device=device, modalities=config.modalities
+        checkpoint, recipe.adapter_path, dtype=recipe.precision.dtype, device=device, modalities=loaded
     )  # fmt: skip
     tokenizer = processor.tokenizer
     stop_ids = {tokenizer.end_of_turn_id, *config.text.eos_token_id}
-    tokens = generate(model, inputs.to(device), sampling=recipe.generation, stop_ids=stop_ids, spec=spec)
+    tokens = generate(
+        model, inputs.to(device), sampling=recipe.generation, stop_ids=stop_ids, spec=spec, unsaid=unsaid
+    )  # fmt: skip
     ids = (int(token) for token in tokens)
     for piece in decode_as_it_comes((token for token in ids if token not in stop_ids), tokenizer):
         print(piece, end="", flush=True)
@@ -77,12 +83,29 @@ def read_prompt(written: str | None, *, has_media: bool) -> str:
     Raises:
         InputError: There is none, and no image or sound either.
     """
-    if written is None and has_media and sys.stdin.isatty():
-        return ""  # nobody is asked to type what need not be there
-    prompt = sys.stdin.read() if written is None else written
+    prompt = from_standard_input(asks=not has_media) if written is None else written
     if not prompt.strip() and not has_media:
         raise InputError("prompt is empty; give prompt='…', text on standard input, image=FILE or audio=FILE")
     return prompt
+
+
+def from_standard_input(*, asks: bool) -> str:
+    """All of standard input, empty if it is closed; nobody at a terminal is made to type unless it ``asks``.
+
+    Raises:
+        InputError: It is no text.
+    """
+    if sys.stdin is None or sys.stdin.closed or (sys.stdin.isatty() and not asks):
+        return ""
+    try:
+        found = sys.stdin.read()
+        found.encode("utf-8")  # where it is read as ASCII, other bytes come as halves of surrogate pairs
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        raise InputError(
+            f"prompt: standard input is no text in UTF-8 ({error.reason} at {error.start}); pipe text, or give files"
+            " as image=FILE or audio=FILE"
+        ) from None
+    return found
 
 
 def system_message(text: str | None) -> list[Message]:

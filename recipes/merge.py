@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from model.adapter.lora import load_adapter, merge
+from model.adapter.lora import check_adapter, load_adapter, merge
 from model.checkpoint.load import load
 from model.checkpoint.names import TOKEN_TABLE
 from model.checkpoint.reader import Checkpoint
@@ -37,6 +37,7 @@ def merge_into(checkpoint: Path, adapter: Path, output: Path) -> None:
         CheckpointError: Checkpoint and adapter do not fit, or ``output`` is in use.
     """
     source = Checkpoint.open(checkpoint)
+    check_adapter(source.config, adapter)
     merged = merge(load_adapter(load(checkpoint, dtype=source.tensor(TOKEN_TABLE).dtype), adapter))
 
     def add_files(directory: Path) -> None:

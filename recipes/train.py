@@ -21,6 +21,7 @@ from torch import nn
 from model.adapter.lora import attach
 from model.adapter.targets import DECODER, resolve_targets
 from model.checkpoint.load import check_tensors
+from model.checkpoint.names import modality_of
 from model.checkpoint.reader import Checkpoint
 from model.config import ModelConfig
 from model.errors import ConfigError
@@ -161,7 +162,7 @@ def prepare(recipe: TrainRecipe) -> Prepared:
     loaded = config
     if recipe.adapter is not None and checkpoint is not None:  # a model is saved whole, an adapter without its base
         rows = [*train.rows, *(validation.rows if validation else ())]
-        loaded = without_idle_towers(config, (row.ids for row in rows), modules=trained)
+        loaded = without_idle_towers(config, (row.ids for row in rows), adapted=map(modality_of, trained))
     return Prepared(
         checkpoint, config, loaded, processor, schedule, sampler, evaluated, train, validation, trains_media
     )  # fmt: skip

@@ -43,6 +43,7 @@ from model.slicing.adapter import (
     spell_pattern,
     weight_name,
 )
+from model.tower_config import Modality
 
 # PEFT imports transformers, and that torchvision wherever it is installed, though nothing here needs it: it costs
 # a second, and one built for another torch than the one beside it cannot be imported at all.
@@ -144,7 +145,23 @@ def load_adapter(model: Gemma3n, directory: Path | str, *, trainable: bool = Fal
         CheckpointError: The directory is no LoRA adapter, one of a model of another shape, or of AltUp's
             coefficients; or the model has an adapter already.
     """
-    directory = Path(directory)
+    adapted, tensors = put_in(model, Path(directory), trainable=trainable)
+    set_peft_model_state_dict(adapted, tensors, adapter_name=ADAPTER)
+    return adapted.train(trainable)
+
+
+def check_adapter(config: ModelConfig, directory: Path | str) -> frozenset[Modality]:
+    """Whose modules a saved adapter changes; it is held against the shape of a model of which no weight is read.
+
+    Raises:
+        CheckpointError: As ``load_adapter``.
+    """
+    _, tensors = put_in(Gemma3n.build(config, device="meta"), Path(directory), trainable=False)
+    return frozenset(map(modality_of, adapted_modules(tensors)))
+
+
+def put_in(model: Gemma3n, directory: Path, *, trainable: bool) -> tuple[PeftModel, dict[str, Tensor]]:
+    """``model`` with places for a saved adapter, and the tensors that belong there; raises as ``load_adapter``."""
     check_plain(model, str(directory))
     lora, tensors = read_adapter(directory, model.config.text)
     refuse_uncalled(directory, tensors)
@@ -160,8 +177,7 @@ def load_adapter(model: Gemma3n, directory: Path | str, *, trainable: bool = Fal
     except CheckpointError:
         cast(Any, adapted).unload()
         raise
-    set_peft_model_state_dict(adapted, tensors, adapter_name=ADAPTER)
-    return adapted.train(trainable)
+    return adapted, tensors
 
 
 def save_adapter(adapted: PeftModel, directory: Path | str, *, overwrite: bool = False) -> None:

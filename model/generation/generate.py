@@ -8,7 +8,7 @@ keys and values are in the cache from then on, and what is said is text.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -48,6 +48,7 @@ def generate(
     sampling: SamplingConfig,
     stop_ids: Collection[int],
     spec: SliceSpec | None = None,
+    unsaid: Iterable[int] = (),
 ) -> Iterator[Int[Tensor, " batch"]]:
     """Yield the next token of every row, step by step, until all rows have stopped or the limit is reached.
 
@@ -57,6 +58,10 @@ def generate(
     Args:
         model: A ``Gemma3n``, or one with an adapter attached.
         inputs: Prompts, padded on the left (see ``pad_left``), with the media that stand in them.
+        sampling: How a token is chosen, and how many there may be.
+        stop_ids: What ends a row.
+        spec: A part of the model; None is all of it.
+        unsaid: Further ids that are not to be yielded, such as those of media whose towers are not loaded.
 
     Raises:
         InputError: A prompt is padded on the right, the text would outgrow the model's positions, or media
@@ -64,7 +69,7 @@ def generate(
     """
     config = model.config.text
     check_prompts(inputs, sampling, config.max_position_embeddings)
-    unsaid = torch.tensor(ids_of_media(model.config), dtype=torch.long, device=inputs.ids.device)
+    never = torch.tensor([*ids_of_media(model.config), *unsaid], dtype=torch.long, device=inputs.ids.device)
     random = torch.Generator().manual_seed(sampling.seed)
     stops = torch.tensor(sorted(stop_ids), dtype=inputs.ids.dtype, device=inputs.ids.device)
     stopped = torch.zeros(inputs.ids.shape[0], dtype=torch.bool, device=inputs.ids.device)
@@ -75,7 +80,7 @@ def generate(
         for _ in range(sampling.max_new_tokens):
             # Not model(inputs): of a long prompt only the last token's scores are looked at.
             hidden, cache = model.hidden(inputs, spec, cache=cache)
-            scores = without(model.head(hidden[:, -1]), unsaid)
+            scores = without(model.head(hidden[:, -1]), never)
             token = choose(scores, sampling, random).masked_fill(stopped, config.pad_token_id)
             yield token
             stopped = stopped | torch.isin(token, stops)

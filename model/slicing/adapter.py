@@ -96,7 +96,8 @@ def slice_adapter(
         sliced = {PREFIX + text_only(name.removeprefix(PREFIX)): tensor for name, tensor in sliced.items()}
     if not any(factor for _, factor in map(split, sliced)):
         raise SliceError(
-            f"slice '{spec.name}': {source} adapts none of the kept layers and towers; nothing is left of it"
+            f"slice '{spec.name}': {source} adapts none of the kept layers and towers; nothing is left of it; leave"
+            " adapter_path out, or keep what it adapts (skip_layers, modalities)"
         )
     lineage = {
         "spec": dataclasses.asdict(spec),

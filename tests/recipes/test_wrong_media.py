@@ -116,7 +116,7 @@ ARGUMENTS: dict[str, tuple[Words, str]] = {
 
 CHECKPOINTS: dict[str, tuple[Words, str]] = {
     "tower of the first release, asked": (
-        lambda at: asked(f"checkpoint={at.of_the_first_release()}")(at),
+        lambda at: asked_about("a.png", picture(), f"checkpoint={at.of_the_first_release()}")(at),
         "the vision tower is of the older layout (timm 1.0.16, June 2025), whose weights Google replaced in July 2025",
     ),
     "tower of the first release, sliced": (
