@@ -27,6 +27,8 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 REFUSED, INTERRUPTED, CLOSED = 2, 130, 141  # exit status; the last two are the shell's for Ctrl-C and a closed pipe
 FREE_TEXT = ("prompt", "system")  # keys whose value is meant to the letter
 FILES = ("image", "audio")  # keys whose value is a file name, or a list of them
+# One of a list: in quotes as Hydra has them, or as it is up to a comma, unless that is written \,
+IN_A_LIST = re.compile(r"""\s*("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|(?:\\,|[^,])*?)\s*(?:,|\Z)""", re.DOTALL)
 
 
 def start(name: str, run: Callable[[Any], None], arguments: Sequence[str]) -> int:
@@ -88,6 +90,7 @@ def refuse(message: str) -> int:
 def command_line(name: str, arguments: Sequence[str]) -> Iterator[None]:
     """Hydra reads ``sys.argv``, and lets exceptions through only if it is told to show them in full."""
     argv, full_error = sys.argv, os.environ.get(FULL_ERROR)
+    refuse_repeated(arguments)
     # Hydra's parser takes values on one side of its flags only; a user may put them on both.
     overrides = [quote_free_text(word) for word in arguments if is_override(word)]
     sys.argv = [f"matslice {name}", *overrides, *(word for word in arguments if not is_override(word))]
@@ -110,10 +113,30 @@ def is_override(word: str) -> bool:
 def quote_free_text(argument: str) -> str:
     """Spare the user Hydra's grammar where any character may be part of the value."""
     key, equals, value = argument.partition("=")
-    is_free = key in FREE_TEXT or (key in FILES and not value.startswith("["))
-    if not is_free or not equals or value == "null":
+    if key not in (*FREE_TEXT, *FILES) or not equals or value == "null":
         return argument
+    if key in FILES and value.startswith("[") and value.endswith("]"):
+        return f"{key}=[{','.join(quoted_items(value[1:-1]))}]"
     return f"{key}={quote(value)}"
+
+
+def quoted_items(written: str) -> Iterator[str]:
+    """What stands between commas, each as Hydra's command line takes it, to the letter."""
+    at = 0
+    while at < len(written):
+        found = IN_A_LIST.match(written, at)
+        assert found is not None, "anything matches up to a comma or the end"
+        item, at = found[1], found.end()
+        yield item if item[:1] in ("'", '"') and item[-1:] == item[:1] != item else quote(item.replace("\\,", ","))
+
+
+def refuse_repeated(arguments: Sequence[str]) -> None:
+    """Raise ConfigError if files are given twice, of which Hydra would take the last ones without a word."""
+    for key in FILES:
+        given = [word.removeprefix(f"{key}=") for word in arguments if word.startswith(f"{key}=")]
+        if len(given) > 1:
+            items = [value[1:-1] if value.startswith("[") and value.endswith("]") else value for value in given]
+            raise ConfigError(f"{key} is given {len(given)} times; give several files as {key}=[{','.join(items)}]")
 
 
 def quote(value: str) -> str:

@@ -72,6 +72,30 @@ def test_a_text_is_piped_to_images(ask: Ask, picture: Path, monkeypatch: pytest.
     assert ask(f"image={picture}") == ask(f"image={picture}", "prompt=who is it?")
 
 
+def piped(content: bytes, *, errors: str = "strict") -> io.TextIOWrapper:
+    """Standard input."""
+    return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8", errors=errors)
+
+
+def test_closed_standard_input_says_nothing(
+    ask: Ask, media_weights: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = ask(f"image={picture}", "prompt=")
+    monkeypatch.setattr(sys, "stdin", None)  # what Python has where a shell says <&-
+    assert ask(f"image={picture}") == seen
+    assert main(["generate", f"checkpoint={media_weights}"]) == 2
+    assert capsys.readouterr().err.startswith("error: prompt is empty; give prompt='…'")
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_what_is_piped_must_be_text(
+    errors: str, media_weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", piped(b"a\xff\xfe", errors=errors))
+    assert main(["generate", f"checkpoint={media_weights}"]) == 2
+    assert capsys.readouterr().err.startswith("error: prompt: standard input is no text in UTF-8 (")
+
+
 def test_long_sound_is_cut_if_asked_to(ask: Ask, tmp_path: Path) -> None:
     long = tmp_path / "long.wav"
     long.write_bytes(sound_bytes(300, seconds=3.0))  # the tiny tower's runs have room for two seconds

@@ -7,6 +7,7 @@ import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -138,12 +139,44 @@ def test_a_prompt_may_look_like_hydras_grammar(text: str) -> None:
     assert OmegaConf.create({"prompt": override.value()})["prompt"] == text
 
 
-@pytest.mark.parametrize("name", ["a, b.png", "(1).png", "x=y.png", "12", "${home}.png", "d\\a.png", "it's.png"])
+NAMES = ["(1).png", "x=y.png", "12", "${home}.png", "d\\a.png", "it's.png", "ü.png", "~/x.png", "[x].png", "a b", "{}"]
+
+
+def arriving(argument: str) -> Any:
+    """What a recipe gets of an argument."""
+    override = OverridesParser.create().parse_override(quote_free_text(argument))
+    found: Any = OmegaConf.to_container(OmegaConf.create({"value": override.value()}), resolve=True)
+    return found["value"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "a, b.png"])
 def test_a_file_may_have_any_name(name: str) -> None:
-    override = OverridesParser.create().parse_override(quote_free_text(f"image={name}"))
-    assert OmegaConf.create({"image": override.value()})["image"] == name
+    assert arriving(f"image={name}") == name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_of_several_files_may_have_any_name(name: str) -> None:
+    assert arriving(f"image=[{name}]") == [name]
+    assert arriving(f"image=[a.png, {name} ,b.png]") == ["a.png", name, "b.png"]
+
+
+def test_a_comma_in_the_name_of_one_of_several_files_is_put_in_quotes() -> None:
+    assert arriving("""image=["a, b.png",'c, d.png',e\\,f.png]""") == ["a, b.png", "c, d.png", "e,f.png"]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["image=a.png", "image=b.png"], "image is given 2 times; give several files as image=[a.png,b.png]"),
+        (["audio=[a.wav,b.wav]", "prompt=x", "audio=c.wav"], "give several files as audio=[a.wav,b.wav,c.wav]"),
+    ],
+)
+def test_files_given_twice_are_not_lost(given: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "checkpoint=x", *given]) == 2
+    assert told in capsys.readouterr().err
 
 
 def test_several_files_are_a_list() -> None:
     assert OverridesParser.create().parse_override(quote_free_text("audio=[a.wav,b.wav]")).value() == ["a.wav", "b.wav"]
-    assert OverridesParser.create().parse_override(quote_free_text("image=null")).value() is None
+    assert arriving("image=[]") == []
+    assert arriving("image=null") is None

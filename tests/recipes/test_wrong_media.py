@@ -72,7 +72,10 @@ ARGUMENTS: dict[str, tuple[Words, str]] = {
     "second of two": (
         lambda at: asked(f"image=[{at.file('a.png', picture())},{at.room / 'b.png'}]")(at), "b.png': no such file",
     ),
-    "a number": (asked("image=[3]"), "image is [3]; it must be a file or a list of files, as in image=a or image=["),
+    "no name among others": (
+        asked("image=[a.png,,b.png]"), "image is ['a.png', '', 'b.png']; it must be a file or a list of files, as in ",
+    ),
+    "a number": (asked("image=[3]"), "image: image '3': no such file"),
     "no name": (asked("audio="), "audio is ''; it must be a file or a list of files"),
     "nothing to ask": (asked("prompt="), "prompt is empty; give prompt='…', text on standard input, image=FILE or"),
     "sound as an image": (
