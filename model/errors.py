@@ -24,3 +24,8 @@ class InputError(MatsliceError):
 
 class DivergenceError(MatsliceError):
     """A training run whose gradient is no longer finite."""
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and what it counts, for a message: ``no images``, ``1 image``, ``2 images``."""
+    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.errors import InputError
+from model.errors import InputError, counted
 from model.inputs import Audio, Inputs, SoftTokens, has_padding_before_frames
 from model.layers.embedding import MediaEmbedder
 from model.tower_config import AudioConfig, MediaTokens, TowerConfig, VisionConfig
@@ -137,8 +137,3 @@ def check_soft_tokens(name: str, soft: SoftTokens, config: TowerConfig) -> None:
             f"inputs: items of kind {name} have {counted(tokens, 'soft token')} each, but the text has"
             f" {config.tokens.per_item} places for them; make them with this model's tower"
         )
-
-
-def counted(number: int, noun: str) -> str:
-    """``1 image``, ``2 images``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

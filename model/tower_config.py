@@ -16,6 +16,8 @@ from typing import Any, ClassVar
 
 from model.errors import ConfigError
 
+COLOURS = 3  # of a pixel: red, green, blue
+
 
 class Modality(StrEnum):
     """What a model takes in. Text is always among it."""

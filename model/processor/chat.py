@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from model.errors import InputError
+from model.errors import InputError, counted
 from model.processor.media import Picture, Recording
 from model.processor.tokenizer import BOS, END_OF_TURN, START_OF_TURN
 
@@ -296,8 +296,3 @@ def filled(message: Message, given: dict[str, list[Picture] | list[Recording]]) 
         pieces = re.split("(" + "|".join(map(re.escape, given)) + ")", part) if isinstance(part, str) else [part]
         parts.extend(given[piece].pop(0) if isinstance(piece, str) and piece in given else piece for piece in pieces)
     return tuple(part for part in parts if part != "")
-
-
-def counted(number: int, noun: str) -> str:
-    """A number and what it counts: ``1 image``, ``2 images``."""
-    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"

@@ -147,12 +147,12 @@ def with_media_tokens(tokenizer: bytes, config: ModelConfig) -> bytes:
             " its tokens ids (BPE, WordPiece, WordLevel)"
         )
     listed = {token["content"]: token["id"] for token in content["added_tokens"]}
-    ids = vocabulary | listed
-    taken = {number: token for token, number in ids.items()}
+    vocabulary.update(listed)  # where they keep their ids; added tokens alone are numbered behind all others
+    taken = {number: token for token, number in vocabulary.items()}
     for tower, marks in ((config.vision, IMAGE_MARKS), (config.audio, AUDIO_MARKS)):
         texts = (marks.begin, marks.placeholder, marks.end)
         for text, token_id in zip(texts, tower.tokens.ids if tower else (), strict=tower is not None):
-            if taken.get(token_id, text) != text or ids.get(text, token_id) != token_id:
+            if taken.get(token_id, text) != text or vocabulary.get(text, token_id) != token_id:
                 raise CheckpointError(
                     f"tokenizer: '{text}' must have the id {token_id}, which '{taken.get(token_id, text)}' has;"
                     " it must be free, so train a smaller vocabulary or give the mark that id from the start"

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.errors import ConfigError
-from model.tower_config import like
+from model.tower_config import COLOURS, like
 
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, by which the files name them
-COLOURS = 3
 
 
 @dataclass(frozen=True, kw_only=True)

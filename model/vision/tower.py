@@ -13,13 +13,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.errors import ConfigError
-from model.tower_config import VisionConfig
+from model.tower_config import COLOURS, VisionConfig
 from model.vision.attention import MobileAttention
 from model.vision.blocks import ConvNorm, EdgeResidual, InvertedBottleneck, convolution, gelu
 from model.vision.fusion import FUSED_STAGES, MultiScaleFusion
 from model.vision.stages import Architecture, AttentionRow, EdgeRow, Row, architecture
-
-COLOURS = 3  # red, green, blue
 
 
 class VisionTower(nn.Module):

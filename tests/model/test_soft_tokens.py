@@ -132,20 +132,20 @@ def test_what_is_known_of_the_ids_changes_nothing(model: Gemma3n) -> None:
 @pytest.mark.parametrize(("given", "runs"), [(1, 2), (3, 2), (1, 0)])
 def test_another_number_of_images_than_of_runs_is_refused(model: Gemma3n, given: int, runs: int) -> None:
     inputs = Inputs.of(torch.tensor([[2, *RUN * runs, 5]]))
-    counts = f"the batch has {given} image{'s' * (given != 1)}, but its text has {runs} runs of 16 image placeholders"
+    counts = f"the batch has {given} image{'s' * (given != 1)}, but its text has {runs or 'no'} runs of 16 image placeholders"
     refused(model, dataclasses.replace(inputs, images=pictures(given)), counts)
 
 
 def test_placeholders_without_their_media_are_refused(model: Gemma3n) -> None:
-    refused(model, Inputs.of(torch.tensor([[2, *RUN]])), "the batch has 0 images, but its text has 1 run of 16")
+    refused(model, Inputs.of(torch.tensor([[2, *RUN]])), "the batch has no images, but its text has 1 run of 16")
     inputs = dataclasses.replace(tiny_multimodal_inputs(CONFIG, "text audio"), audio=None)
-    refused(model, inputs, "the batch has 0 audio clips, but its text has 1 run of 12 audio clip placeholders (id 89)")
+    refused(model, inputs, "the batch has no audio clips, but its text has 1 run of 12 audio clip placeholders (id 89)")
 
 
 def test_a_clip_for_an_image_s_run_is_refused(model: Gemma3n) -> None:
     inputs = Inputs.of(torch.tensor([[2, *RUN]]))
     audio = Audio.of([torch.zeros(20, TINY_AUDIO.input_feat_size)])
-    refused(model, dataclasses.replace(inputs, audio=audio), "the batch has 0 images, but its text has 1 run")
+    refused(model, dataclasses.replace(inputs, audio=audio), "the batch has no images, but its text has 1 run")
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_padding_behind_a_clip_may_be_longer_than_a_run(trained: bool) -> None: 
 def test_a_clip_without_real_frames_is_refused(model: Gemma3n) -> None:
     inputs = tiny_multimodal_inputs(CONFIG, "audio")
     audio = Audio(frames=torch.zeros(1, 5, TINY_AUDIO.input_feat_size), mask=torch.zeros(1, 5, dtype=torch.bool))
-    refused(model, dataclasses.replace(inputs, audio=audio), "audio clip 0 has 0 real frames; a clip has 1 to 192")
+    refused(model, dataclasses.replace(inputs, audio=audio), "audio clip 0 has no real frames; a clip has 1 to 192")
 
 
 @pytest.mark.parametrize("trained", [False, True])

@@ -121,5 +121,5 @@ def test_after_the_prompt_no_one_looks_for_ids_of_media(monkeypatch: pytest.Monk
 def test_media_without_placeholders_are_refused() -> None:
     inputs = tiny_multimodal_inputs(model().config, "image text")
     inputs = dataclasses.replace(inputs, ids=inputs.ids.clamp(max=77))
-    with pytest.raises(InputError, match="1 image, but its text has 0 runs"):
+    with pytest.raises(InputError, match="1 image, but its text has no runs"):
         next(generate(model(), inputs, sampling=SamplingConfig(), stop_ids=()))

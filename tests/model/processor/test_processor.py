@@ -323,3 +323,13 @@ def test_a_model_of_one_medium_has_its_own_files(towers: dict[str, None], tmp_pa
 def test_no_conversation_is_no_batch() -> None:
     with pytest.raises(InputError, match="no conversation"):
         PROCESSOR.inputs([])
+
+
+def test_tokens_added_before_the_marks_keep_their_ids() -> None:
+    content = json.loads(vocabulary())
+    for token in content["added_tokens"]:
+        content["model"]["vocab"].pop(token["content"])
+    tokenizer = Tokenizer(with_media_tokens(json.dumps(content).encode(), CONFIG), {})
+    assert [tokenizer.token(token["id"]) for token in content["added_tokens"]] == [
+        token["content"] for token in content["added_tokens"]
+    ]
