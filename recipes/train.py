@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from operator import ne
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from model.freezing import Part, freeze, modules_of
 from model.gemma3n import Gemma3n
 from model.processor.processor import Processor
 from model.slicing.spec import SliceSpec
+from model.tower_config import Modality
 from recipes.build import (
     build_cache,
     build_model,
@@ -45,10 +47,11 @@ from recipes.schema import TrainRecipe
 from trainer.checkpoint import WEIGHTS, Run, write_whole
 from trainer.config import Precision
 from trainer.data.collate import Collator
+from trainer.data.inspection import Digests, inspect
 from trainer.data.loader import Loader
 from trainer.data.media import fingerprint_of_media
 from trainer.data.sources import DataConfig, LongRows, fingerprint
-from trainer.data.supervise import TokenRows
+from trainer.data.supervise import TokenRow, TokenRows
 from trainer.elastic import SliceSampler
 from trainer.loop import Trainer
 from trainer.metrics import Record
@@ -57,6 +60,7 @@ from trainer.runtime import rows_per_step
 from trainer.runtime import start as start_processes
 from trainer.schedule import Schedule
 from trainer.sinks import Sink, open_sinks
+from trainer.soft_token_cache import make_directory
 from trainer.soft_tokens import SharedTowers
 from trainer.weights import Weights, adapter_weights, model_weights
 
@@ -78,6 +82,8 @@ class Prepared:
     train: TokenRows
     validation: TokenRows | None
     trains_media: bool  # whether a tower or an embedder is trained, which rows without media have no gradient for
+    idle: list[Modality]  # what is trained, but has no row to learn from
+    digests: Digests  # of all media; each is read for it once
 
     @property
     def has_media(self) -> bool:
@@ -91,18 +97,22 @@ def run(recipe: TrainRecipe) -> None:
     prepared = prepare(recipe)
     may_leave_unused = prepared.sampler.may_skip_layers or prepared.trains_media
     accelerator = start_processes(recipe.trainer, may_leave_unused=may_leave_unused)
-    # Only the first process compares it with what is there, and media may be gigabytes to read.
+    # Only the first process compares it with what is there.
     described = identity(recipe, prepared) if accelerator.is_main_process else {}
     directory = Run(
         recipe.trainer, described, accelerator=accelerator, told={"data.train": ", ".join(recipe.data.train)}
     )
     if accelerator.is_main_process:
         write_whole(recipe.trainer.output / CONFIG_FILE, written_out(recipe))
+        for modality in prepared.idle:
+            print(f"warning: {idle_training(recipe, modality)}", file=sys.stderr)
     sinks = open_sinks(recipe.trainer, directory, console=Console(stderr=True), settings=described)
     with closed_on_failure(sinks):
         gemma, model, weights = build_trained(recipe, prepared)
     kept = recipe.data.soft_token_cache if prepared.has_media else None
     cache = build_cache(kept, gemma, prepared.processor, accelerator.device)
+    if cache is not None:
+        cache.digests.update(prepared.digests)
     begun = start_record(prepared, gemma, model, step=directory.resumed_step)
     begun["steps_per_epoch"] = begun["train_rows"] / rows_per_step(recipe.trainer, accelerator)
     for sink in sinks:
@@ -159,12 +169,15 @@ def prepare(recipe: TrainRecipe) -> Prepared:
     trained = trained_names(recipe, config)
     trains_media = not all(name.startswith(DECODER) for name in trained)
     train, validation = read_data(recipe.data, processor)
+    idle = refuse_idle_training(recipe, trained, train)
+    every = [*train.rows, *(validation.rows if validation else ())]
+    digests = look_at_media(recipe.data, every)
     loaded = config
     if recipe.adapter is not None and checkpoint is not None:  # a model is saved whole, an adapter without its base
-        rows = [*train.rows, *(validation.rows if validation else ())]
-        loaded = without_idle_towers(config, (row.ids for row in rows), adapted=map(modality_of, trained))
+        loaded = without_idle_towers(config, (row.ids for row in every), adapted=map(modality_of, trained))
     return Prepared(
-        checkpoint, config, loaded, processor, schedule, sampler, evaluated, train, validation, trains_media
+        checkpoint, config, loaded, processor, schedule, sampler, evaluated, train, validation, trains_media, idle,
+        digests,
     )  # fmt: skip
 
 
@@ -196,6 +209,37 @@ def trained_names(recipe: TrainRecipe, config: ModelConfig) -> list[str]:
     return trained
 
 
+def refuse_idle_training(recipe: TrainRecipe, trained: Sequence[str], found: TokenRows) -> list[Modality]:
+    """What is trained although no row to learn from has anything of it.
+
+    Raises:
+        ConfigError: That is all there is.
+    """
+    learnt = {
+        Modality.text: True,
+        Modality.vision: any(row.pictures for row in found.rows),
+        Modality.audio: any(row.recordings for row in found.rows),
+    }
+    asked = {modality_of(name) for name in trained}
+    idle = [modality for modality, has_rows in learnt.items() if modality in asked and not has_rows]
+    if len(idle) == len(asked):
+        raise ConfigError(" ".join(f"{idle_training(recipe, modality)}." for modality in idle) + " Nothing is learnt.")
+    return idle
+
+
+def idle_training(recipe: TrainRecipe, modality: Modality) -> str:
+    """That no row has the medium of what is trained, and what to do."""
+    medium = "images" if modality is Modality.vision else "sound"
+    setting = (
+        f"freeze=[{', '.join(recipe.freeze)}] leaves" if recipe.adapter is None
+        else f"adapter.targets=[{', '.join(recipe.adapter.targets)}] has"
+    )  # fmt: skip
+    return (
+        f"{setting} what takes in {medium} to be trained, but no row of data.train ({', '.join(recipe.data.train)})"
+        f" has {medium}, so it stays as it is; give rows with {medium}, or train something else"
+    )
+
+
 def read_data(data: DataConfig, processor: Processor) -> tuple[TokenRows, TokenRows | None]:
     """Rows to learn from, and rows to be measured on, if there are any."""
     train = build_rows(
@@ -206,7 +250,18 @@ def read_data(data: DataConfig, processor: Processor) -> tuple[TokenRows, TokenR
     validation = build_rows(
         data.validation, processor, max_length_tokens=data.max_length_tokens, long_rows=data.long_rows
     )  # fmt: skip
-    return train, dataclasses.replace(validation, rows=validation.rows[: data.max_validation_examples])
+    most = data.max_validation_examples
+    return train, dataclasses.replace(validation, rows=validation.rows[:most], examples=validation.examples[:most])
+
+
+def look_at_media(data: DataConfig, rows: Sequence[TokenRow]) -> Digests:
+    """The digests of all media; before that, whether something can be kept of them.
+
+    In every process, and before they join: what joins them waits for minutes, and media may take longer.
+    """
+    if data.soft_token_cache is not None and any(row.media for row in rows):
+        make_directory(data.soft_token_cache, key="data.soft_token_cache")
+    return inspect(rows, data.check_media, console=Console(stderr=True))
 
 
 def identity(recipe: TrainRecipe, prepared: Prepared) -> dict[str, Any]:
@@ -230,7 +285,9 @@ def identity(recipe: TrainRecipe, prepared: Prepared) -> dict[str, Any]:
             "train": fingerprint(recipe.data.train), "rows": len(prepared.train.rows), "shuffle": recipe.data.shuffle,
             "cut_at_tokens": recipe.data.max_length_tokens if recipe.data.long_rows is LongRows.truncate else None,
             "long_audio": recipe.data.long_audio,
-            "media": fingerprint_of_media(medium for row in prepared.train.rows for medium in row.media),
+            "media": fingerprint_of_media(
+                (medium for row in prepared.train.rows for medium in row.media), prepared.digests
+            ),
         },
         "tokenizer": prepared.processor.tokenizer.fingerprint,
     }  # fmt: skip
@@ -278,13 +335,21 @@ def start_record(prepared: Prepared, gemma: Gemma3n, model: nn.Module, *, step: 
 
 
 def rows_in_numbers(name: str, found: TokenRows) -> Record:
-    """How many rows there are, what is in them, and what became of those that were too long."""
+    """How many rows there are, what is in them, and what became of those, and of recordings, that were too long."""
+    given = [[sound for turn in example.messages for sound in turn.recordings] for example in found.examples]
+    # A recording that is cut short leaves one clip, and of one that is cut into several no end goes.
+    heard = zip(given, (row.recordings for row in found.rows), strict=True)
     return {
         f"{name}_rows": len(found.rows),
         f"{name}_rows_skipped": found.num_skipped,
         f"{name}_rows_truncated": found.num_truncated,
         f"{name}_rows_with_images": sum(bool(row.pictures) for row in found.rows),
         f"{name}_rows_with_audio": sum(bool(row.recordings) for row in found.rows),
+        f"{name}_recordings": sum(map(len, given)),
+        f"{name}_recordings_truncated": sum(
+            sum(map(ne, wholes, clips)) for wholes, clips in heard if len(wholes) == len(clips)
+        ),
+        f"{name}_clips": sum(len(row.recordings) for row in found.rows),
     }
 
 

@@ -87,6 +87,11 @@ def refuse_environment() -> None:
         )
 
 
+def is_first_launched() -> bool:
+    """Whether this process speaks for all, as its launcher says; known before any of them has joined."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def rows_per_step(config: TrainerConfig, accelerator: Accelerator) -> int:
     """Rows of data that all processes together take in one optimizer step."""
     return accelerator.num_processes * config.batch_size * config.gradient_accumulation

@@ -149,28 +149,89 @@ def test_without_its_towers_a_checkpoint_is_trained_on_text_and_saved_as_such(
         (["adapter=text", "freeze=[vision]"], "freeze: an adapter's base is frozen anyway"),
         (["adapter=none", "freeze=[video]"], "freeze.*video"),
         (["adapter=vision", "modalities=[text,audio]"], "vision"),
+        (
+            ["adapter=vision", "data.train=[{folder}/text.jsonl]"],
+            r"adapter\.targets=\[vision.*\] has what takes in images to be trained, but no row of data\.train \(.*text",
+        ),
+        (
+            ["adapter=none", "freeze=[text]", "data.train=[{folder}/text.jsonl]"],
+            r"freeze=\[text\] leaves what takes in images.*what takes in sound.*Nothing is learnt",
+        ),
+        (["adapter=text", "data.soft_token_cache={folder}/text.jsonl"], r"data\.soft_token_cache: '.*is no directory"),
         (["data.workers=-1"], r"data\.workers is -1; it must be 0 or more"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_is_refused_before_weights_are_read(
-    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+    train: Callable[..., int],
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
 ) -> None:
-    assert train(*words) == 2
+    assert train(*(word.replace("{folder}", str(folder)) for word in words)) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_damaged_image_is_named_with_its_row_before_weights_are_read(
-    train: Callable[..., int], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_towers_that_no_row_teaches_are_named_and_the_rest_is_trained(
+    train: Callable[..., int], media_weights: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "bad.png").write_bytes(b"no image")
-    good = row("<image_soft_token>", "a", images=[str(folder / "media/0.png")])
-    file = write_jsonl(tmp_path / "bad.jsonl", [good, row("<image_soft_token>", "a", images=["bad.png"])])
-    assert train(f"data.train=[{file}]") == 2
+    assert train("adapter=none", "freeze=[embedders]", f"data.train=[{folder / 'text.jsonl'}]") == 0
     told = capsys.readouterr().err
-    assert "1 of 2 rows cannot be used" in told
-    assert "bad.jsonl:2: messages: image" in told
-    assert not (tmp_path / "run").exists()
+    assert "warning: freeze=[embedders] leaves what takes in images to be trained, but no row of data.train" in told
+    assert "warning: freeze=[embedders] leaves what takes in sound to be trained" in told
+    assert changed(media_weights, tmp_path / "run" / "weights") == {"language_model"}
+    assert train("adapter=none", f"trainer.output={tmp_path / 'mixed'}") == 0
+    assert "warning" not in capsys.readouterr().err
+
+
+def inside_out(content: bytes) -> bytes:
+    """A PNG file with its middle set to zero: its header and its end are as they were."""
+    middle = len(content) // 2
+    return content[:middle] + bytes(20) + content[middle + 20 :]
+
+
+@pytest.mark.parametrize("content", [b"no image", inside_out(picture_bytes(1, side=60))], ids=["no image", "inside"])
+def test_a_damaged_image_is_named_with_its_row_before_weights_are_read(
+    train: Callable[..., int], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    (tmp_path / "bad.png").write_bytes(content)
+    good = row("<image_soft_token>", "a", images=[str(folder / "media/0.png")])
+    bad = row("<image_soft_token>", "a", images=["bad.png"])
+    file = write_jsonl(tmp_path / "bad.jsonl", [good, bad])
+    for words in ([f"data.train=[{file}]"], [f"data.validation=[{file}]"]):
+        assert train(*words) == 2
+        told = capsys.readouterr().err
+        assert " rows cannot be used" in told
+        assert "bad.jsonl:2: messages: image" in told
+        assert not (tmp_path / "run").exists()
+
+
+def test_damage_that_was_not_looked_for_is_named_by_the_step_that_meets_it(
+    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.png").write_bytes(inside_out(picture_bytes(1, side=60)))
+    file = write_jsonl(tmp_path / "bad.jsonl", [row("<image_soft_token>", "a", images=["bad.png"])])
+    assert train(f"data.train=[{file}]", "data.check_media=head") == 2
+    assert re.search(r"bad\.jsonl:1: image '.*bad\.png': damaged", capsys.readouterr().err)
+    assert (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("how", "clips", "cut"), [("truncate", 2, 1), ("chunk", 4, 0)])
+def test_what_became_of_long_sound_is_counted(
+    train: Callable[..., int], tmp_path: Path, how: str, clips: int, cut: int
+) -> None:
+    (tmp_path / "long.wav").write_bytes(sound_bytes(300, seconds=4.0))
+    (tmp_path / "short.wav").write_bytes(sound_bytes(300, seconds=0.3))
+    rows = [row("<audio_soft_token> what", "a", audio=f"{name}.wav") for name in ("long", "short")]
+    file = write_jsonl(tmp_path / "long.jsonl", rows)
+    words = [f"data.train=[{file}]", f"data.validation=[{file}]", "data.max_validation_examples=1"]
+    assert train(*words, f"data.long_audio={how}") == 0
+    begun, *_ = records(tmp_path / "run")
+    names = ("recordings", "recordings_truncated", "clips")
+    assert [begun[f"train_{name}"] for name in names] == [2, cut, clips]
+    assert [begun[f"validation_{name}"] for name in names] == [1, cut, clips - 1]
 
 
 def test_a_run_is_not_resumed_on_other_media(

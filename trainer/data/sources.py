@@ -35,6 +35,13 @@ class LongRows(StrEnum):
     truncate = "truncate"  # its end goes; one whose media would be cut, or that teaches nothing then, is skipped
 
 
+class CheckMedia(StrEnum):
+    """How closely media are looked at before training."""
+
+    full = "full"  # each is decoded
+    head = "head"  # its header, as for tokens; its bytes are read, but damage among them ends the run that meets it
+
+
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
     """What to learn from and what to be measured on.
@@ -48,6 +55,7 @@ class DataConfig:
     max_length_tokens: int = 2048
     long_rows: LongRows = LongRows.refuse
     long_audio: LongAudio = LongAudio.refuse  # sound of more than 30 s: refuse, truncate, or chunk it into several
+    check_media: CheckMedia = CheckMedia.full  # before training: full decodes all images and sound, head their headers
     shuffle: bool = True
     max_validation_examples: int | None = None  # measure on the first ones only; null = all
     workers: int = 2  # threads that read images and sound ahead, a micro-batch each; 0 = none
