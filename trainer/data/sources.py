@@ -2,7 +2,8 @@
 """Conversations from JSON Lines: ``{"messages": [{"role": "user", "content": "…"}, …]}`` on every line.
 
 Every line is looked at before anything is trained, and every fault is reported with its place. Fields
-beside ``messages``, ``images`` and ``audio`` are allowed and ignored; ``media`` says how those two are written.
+beside ``messages``, ``images`` and ``audio`` are allowed and ignored, but for other names of media; ``media`` says how
+those two are written.
 Blank lines are no rows.
 """
 
@@ -20,7 +21,7 @@ from model.errors import ConfigError, InputError
 from model.processor.audio import LongAudio
 from model.processor.chat import Role
 from trainer.data.example import Example
-from trainer.data.media import faults_of_items, faults_of_media, messages_of
+from trainer.data.media import faults_of_items, faults_of_media, faults_of_names, messages_of
 from trainer.data.wording import faults_of_text, kind
 
 ROLES = (*(role.value for role in Role), "model")  # the last is Gemma's own word for the assistant
@@ -168,6 +169,7 @@ def faults_of_turn(turn: Any, field_name: str) -> Iterator[str]:
         yield from faults_of_items(content, f"{field_name}.content")
     else:
         yield from faults_of_text(turn, "content", field_name, expected="a string or a list of items")
+    yield from faults_of_names(turn, f"{field_name}.")
     if is_blank(content):
         yield f"{field_name}.content: found no text; expected some"
 

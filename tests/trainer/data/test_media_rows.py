@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from model.errors import ConfigError, InputError
@@ -58,6 +60,7 @@ def read(folder: Path, *lines: Any, processor: Processor = PROCESSOR) -> TokenRo
 
 
 ENCODED = {"bytes": base64.b64encode(picture_bytes(1)).decode()}
+BROKEN_INTO_LINES = {"bytes": base64.encodebytes(picture_bytes(1)).decode()}
 
 
 @pytest.mark.parametrize(
@@ -68,6 +71,9 @@ ENCODED = {"bytes": base64.b64encode(picture_bytes(1)).decode()}
         line("<image_soft_token> what", images=[{"path": "a.png"}]),
         line("<image_soft_token> what", images=[{"bytes": None, "path": "a.png"}]),
         line("<image_soft_token> what", images=[ENCODED]),
+        line("<image_soft_token> what", images=[BROKEN_INTO_LINES]),
+        line("<image_soft_token> what", images=["a.png"], videos=[], image=None, caption="ignored"),
+        line([IMAGE | {"path": "a.png", "text": None}, {"type": "text", "text": "what", "path": None}]),
         line([IMAGE, {"type": "text", "text": "what"}], images=["a.png"]),
         line([IMAGE | {"path": "a.png"}, {"type": "text", "text": "what"}]),
         line([IMAGE | {"image": "a.png"}, {"type": "text", "text": "what"}]),
@@ -112,6 +118,21 @@ def test_media_of_both_kinds_go_to_their_places_in_order(folder: Path) -> None:
         (line("<image_soft_token>", images={"url": "x"}), r"images: found an object without 'path' and 'bytes'"),
         (line("<image_soft_token>", images=[""]), r"images\[0\]: found an empty path"),
         (line("<audio_soft_token>", audio={"bytes": "§"}), r"audio\.bytes: found no Base64"),
+        (line([{"type": ["image"]}]), r"content\[0\]\.type: found a list; expected text, image, audio"),
+        (line([{"type": {"a": 1}}]), r"content\[0\]\.type: found an object; expected text, image, audio"),
+        (line([{"type": None}]), r"content\[0\]\.type: found null; expected text, image, audio"),
+        (line("what", image="a.png"), r"image: found a string \('a\.png'\); expected media in images or audio beside"),
+        (line("what", audios=["a.wav"]), r"audios: found a list; expected media in images or audio beside"),
+        (line("what", Images=["a.png"]), r"Images: found a list; expected media in images or audio beside"),
+        (line("what", video="a.mp4"), r"video: found a string"),
+        ({"messages": [{"role": "user", "content": "a", "images": ["a.png"]}, {"role": "assistant", "content": "b"}]},
+         r"messages\[0\]\.images: found a list; expected media in images or audio beside 'messages'"),
+        (line([{"type": "text", "text": "hi", "path": "a.png"}]), r"\[0\]\.path: found a string .*but type, text"),
+        (line([IMAGE | {"url": "a.png"}], images=["a.png"]), r"content\[0\]\.url: .*but type, image, path, bytes"),
+        (line([IMAGE | {"image": "a.png", "path": "none.png"}]), r"content\[0\]: found 'image' and 'path'; expected"),
+        (line([IMAGE | ENCODED | {"path": "none.png"}]), r"content\[0\]: found 'path' and 'bytes'; expected"),
+        (line("<image_soft_token>", images=[ENCODED | {"path": "a"}]), r"images\[0\]: found 'path' and 'bytes'"),
+        (line("<image_soft_token>", images=[{"path": "a.png", "x": 1}]), r"images\[0\]\.x: found a number \('1'\)"),
         (line("<image_soft_token>", images=["none.png"]), r"image '.*none\.png': no such file"),
         (line("<image_soft_token>", images=["http://a/b.png"]), r"image 'http://a/b\.png': is an address"),
         (line("<image_soft_token>", images=["empty.png"]), r"image '.*empty\.png': is empty \(0 bytes\)"),
@@ -126,6 +147,45 @@ def test_media_of_both_kinds_go_to_their_places_in_order(folder: Path) -> None:
 def test_what_is_wrong_with_a_row_is_said_with_its_place(folder: Path, row: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=rf"1 of 2 rows cannot be used(?s:.*)chat\.jsonl:2: .*{message}"):
         read(folder, line("fine"), row)
+
+
+WORDS = ("messages", "role", "content", "type", "text", "image", "images", "audio", "path", "bytes", "user", "a.png")
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-2, 2), st.sampled_from(WORDS))
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(WORDS), inner, max_size=4)),
+    max_leaves=12,
+)
+ITEMS = st.lists(
+    st.fixed_dictionaries(
+        {"type": st.one_of(st.sampled_from(["text", "image", "audio"]), VALUES)},
+        optional=dict.fromkeys(("text", "image", "audio", "path", "bytes"), VALUES),
+    )
+)
+TURNS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "role": st.one_of(st.sampled_from(["user", "assistant"]), VALUES),
+            "content": st.one_of(VALUES, ITEMS),
+        }
+    ),
+    max_size=3,
+)
+ROWS = st.fixed_dictionaries(
+    {"messages": st.one_of(TURNS, VALUES)}, optional=dict.fromkeys(("images", "audio", "image"), VALUES)
+)
+
+
+@given(row=ROWS)
+def test_whatever_a_row_holds_it_is_read_or_its_place_is_said(
+    tmp_path_factory: pytest.TempPathFactory, row: dict[str, Any]
+) -> None:
+    file, told = write_jsonl(tmp_path_factory.getbasetemp() / "drawn.jsonl", [row]), "drawn.jsonl:1: "
+    try:
+        read_conversations([file])
+    except InputError as error:
+        told = str(error)
+    assert "drawn.jsonl:1: " in told
 
 
 def test_media_are_refused_where_the_model_has_no_tower_for_them(folder: Path) -> None:
