@@ -13,7 +13,6 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from model.config import ModelConfig
 from model.processor.chat import AUDIO_MARKS, CHAT_TEMPLATE, IMAGE_MARKS
 from model.processor.processor import Processor
-from model.processor.published import with_media_tokens
 from model.processor.settings import AudioSettings, ImageSettings
 from model.processor.tokenizer import TOKENIZER_FILE, Tokenizer
 from model.vision.stages import architecture
@@ -31,23 +30,22 @@ def train_tokenizer(texts: Iterable[str], directory: Path, config: ModelConfig) 
 
     The ids of the text lie below those of the towers' own vocabularies, as in the published one.
     """
-    towers = [tower for tower in (config.vision, config.audio) if tower is not None]
-    text_size = min((tower.vocab_offset for tower in towers), default=config.text.vocab_size)
+    media = media_tokens(config)
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=text_size,
+        vocab_size=min(media, default=config.text.vocab_size),
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # every byte, so that no text is unknown
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
     # Few texts may not fill their part of the vocabulary; added tokens get the next free ids.
-    rest = range(backend.get_vocab_size(), text_size if towers else 0)
-    backend.add_special_tokens([f"<unused{number}>" for number in rest])
+    rest = range(backend.get_vocab_size(), config.text.vocab_size if media else 0)
+    backend.add_special_tokens([media.get(number, f"<unused{number}>") for number in rest])
     directory.mkdir(parents=True)
-    (directory / TOKENIZER_FILE).write_bytes(with_media_tokens(backend.to_str().encode(), config))
+    backend.save(str(directory / TOKENIZER_FILE))
     names = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
     sidecar = names | {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": CHAT_TEMPLATE}
     (directory / "tokenizer_config.json").write_text(json.dumps(sidecar, indent=2) + "\n", encoding="utf-8")
@@ -69,3 +67,13 @@ def audio_settings(config: ModelConfig) -> AudioSettings | None:
     if config.audio is None:
         return None
     return AudioSettings(feature_size=config.audio.input_feat_size, max_frequency=TELEPHONE_HZ)
+
+
+def media_tokens(config: ModelConfig) -> dict[int, str]:
+    """The ids in the towers' own vocabularies, and what stands for them in a text."""
+    named = {}
+    for tower, marks in ((config.vision, IMAGE_MARKS), (config.audio, AUDIO_MARKS)):
+        if tower is not None:
+            named |= {number: f"<unused{number}>" for number in tower.ids}
+            named |= {tower.tokens.end_id: marks.end, tower.tokens.placeholder_id: marks.placeholder}
+    return named

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from model.config import ModelConfig
-from model.errors import InputError
+from model.errors import InputError, counted
 from model.gemma3n import Gemma3n
 from model.inputs import Audio, Images, Inputs, SoftTokens
 from model.soft_tokens import fill
@@ -132,7 +132,9 @@ def test_what_is_known_of_the_ids_changes_nothing(model: Gemma3n) -> None:
 @pytest.mark.parametrize(("given", "runs"), [(1, 2), (3, 2), (1, 0)])
 def test_another_number_of_images_than_of_runs_is_refused(model: Gemma3n, given: int, runs: int) -> None:
     inputs = Inputs.of(torch.tensor([[2, *RUN * runs, 5]]))
-    counts = f"the batch has {given} image{'s' * (given != 1)}, but its text has {runs or 'no'} runs of 16 image placeholders"
+    counts = (
+        f"the batch has {counted(given, 'image')}, but its text has {counted(runs, 'run')} of 16 image placeholders"
+    )
     refused(model, dataclasses.replace(inputs, images=pictures(given)), counts)
 
 
