@@ -155,8 +155,8 @@ class Trainer:
         return range(position, position + self.rows_per_step, self.rows_per_micro_batch)
 
     def gather(self, position: int) -> list[Batch]:
-        """This process's micro-batches of a step, on its device."""
-        return [self.batches(start).to(self.accelerator.device) for start in self.positions(position)]
+        """This process's micro-batches of a step; they wait outside the device, where pixels would crowd it."""
+        return [self.batches(start) for start in self.positions(position)]
 
     def total(self, *numbers: float) -> list[float]:
         """Each number summed over all processes, in float64: exact for counts."""
@@ -178,7 +178,8 @@ class Trainer:
         # Distributed training averages gradients over processes; the loss is a sum over them.
         scale = self.accelerator.num_processes / (supervised_tokens * len(specs))
         sums = [torch.zeros((), device=self.accelerator.device) for _ in specs]
-        for number, batch in enumerate(batches, start=1):
+        for number, waiting in enumerate(batches, start=1):
+            batch = waiting.to(self.accelerator.device)
             encoded = batch if self.towers is None else self.towers.encode(batch)
             for index, spec in enumerate(specs):
                 last = number == len(batches) and index == len(specs) - 1

@@ -37,23 +37,41 @@ class SharedTowers:
         """
         towers, inputs = self.gemma.model, batch.inputs
         images, audio = inputs.images, inputs.audio
+        if self.cache is not None:
+            images = self.seen(batch, self.cache) if batch.pictures else None
+            audio = self.heard(batch, self.cache) if batch.recordings else None
         if isinstance(images, Images) and towers.vision_tower is not None and not learns(towers.vision_tower):
-            images = towers.see(images) if self.cache is None else self.see_and_keep(images, batch, self.cache)
+            images = towers.see(images)
         if isinstance(audio, Audio) and towers.audio_tower is not None and not learns(towers.audio_tower):
-            audio = towers.hear(audio) if self.cache is None else self.hear_and_keep(audio, batch, self.cache)
-        return dataclasses.replace(batch, inputs=dataclasses.replace(inputs, images=images, audio=audio))
+            audio = towers.hear(audio)
+        inputs = dataclasses.replace(inputs, images=images, audio=audio)
+        return dataclasses.replace(batch, inputs=inputs, seen=(), heard=())
 
-    def see_and_keep(self, images: Images, batch: Batch, cache: SoftTokenCache) -> SoftTokens:
-        """What ``Towers.see`` gives, item by item into the cache."""
-        items = [self.gemma.model.see(Images(pixels=image)) for image in images.pixels.split(1)]
-        for picture, item in zip(batch.pictures, items, strict=True):
-            cache.write(picture, item)
+    def seen(self, batch: Batch, cache: SoftTokenCache) -> SoftTokens:
+        """What ``Towers.see`` gives for all pictures: what is known of them, and the rest item by item, to be kept."""
+        images = batch.inputs.images
+        new = iter(images.pixels.split(1) if isinstance(images, Images) else ())
+        known = batch.seen or (None,) * len(batch.pictures)
+        items: list[SoftTokens] = []
+        for picture, soft in zip(batch.pictures, known, strict=True):
+            if soft is None:
+                items.append(self.gemma.model.see(Images(pixels=next(new))))
+                cache.write(picture, items[-1])
+            else:
+                items.append(soft)
         return side_by_side(items)
 
-    def hear_and_keep(self, audio: Audio, batch: Batch, cache: SoftTokenCache) -> SoftTokens:
-        """What ``Towers.hear`` gives, item by item into the cache."""
-        clips = zip(audio.frames.split(1), audio.mask.split(1), strict=True)
-        items = [self.gemma.model.hear(Audio(frames=frames, mask=mask)) for frames, mask in clips]
-        for recording, item in zip(batch.recordings, items, strict=True):
-            cache.write(recording, item)
+    def heard(self, batch: Batch, cache: SoftTokenCache) -> SoftTokens:
+        """What ``Towers.hear`` gives for all recordings, likewise."""
+        audio = batch.inputs.audio
+        new = iter(zip(audio.frames.split(1), audio.mask.split(1), strict=True) if isinstance(audio, Audio) else ())
+        known = batch.heard or (None,) * len(batch.recordings)
+        items: list[SoftTokens] = []
+        for recording, soft in zip(batch.recordings, known, strict=True):
+            if soft is None:
+                frames, mask = next(new)
+                items.append(self.gemma.model.hear(Audio(frames=frames, mask=mask)))
+                cache.write(recording, items[-1])
+            else:
+                items.append(soft)
         return side_by_side(items)

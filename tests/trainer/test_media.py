@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from model.errors import InputError
 from model.freezing import Part
 from model.gemma3n import Gemma3n
+from model.inputs import Audio, Images, SoftTokens
 from model.processor.media import Picture, Recording
 from model.slicing.spec import SliceSpec
 from tests.tiny import TINY_TEXT, tiny_model, tiny_multimodal_config
@@ -29,6 +30,7 @@ from tests.trainer.parts import (
     tiny_media_processor,
     trainer_config,
 )
+from trainer.data.batch import Batch
 from trainer.data.collate import Collator
 from trainer.elastic import ElasticPolicy
 from trainer.evaluation.held_out import Score, score_batches, total
@@ -192,6 +194,40 @@ def test_kept_soft_tokens_spare_tower_and_decoding(tmp_path: Path, monkeypatch: 
         assert run() == expected
     assert len(first) == sum(len(row.media) for row in ROWS)
     assert not second
+
+
+def test_soft_tokens_that_are_missing_are_made_and_the_others_of_their_batch_are_not(tmp_path: Path) -> None:
+    model = tiny_model(tiny_multimodal_config())
+    cache = SoftTokenCache.of(tmp_path, model, PROCESSOR, CPU)
+    collator, shared = Collator(0, PROCESSOR, cache), SharedTowers(model, cache)
+    with torch.no_grad():
+        expected = shared.encode(collator(ROWS)).inputs
+        lost = [ROWS[2].pictures[1], ROWS[4].recordings[0]]
+        for medium in lost:
+            cache.path(medium).unlink()
+        batch = collator(ROWS)
+        assert isinstance(batch.inputs.images, Images)
+        assert isinstance(batch.inputs.audio, Audio)
+        assert (len(batch.inputs.images), len(batch.inputs.audio)) == (1, 1)
+        with counted(model.model.vision_tower, model.model.audio_tower) as calls:
+            found = shared.encode(batch.to(CPU)).inputs
+    assert calls == [1, 1]
+    for ours, theirs in ((found.images, expected.images), (found.audio, expected.audio)):
+        assert isinstance(ours, SoftTokens)
+        assert isinstance(theirs, SoftTokens)
+        assert torch.equal(ours.mask, theirs.mask)
+        assert torch.equal(ours.features, theirs.features)
+    assert all(cache.path(medium).exists() for medium in lost)
+
+
+def test_micro_batches_are_brought_to_the_device_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = media_trainer(trainer_config(tmp_path, max_steps=1, batch_size=2, gradient_accumulation=3), frozen=TOWERS)
+    told: list[str] = []
+    move, encode = Batch.to, SharedTowers.encode
+    monkeypatch.setattr(Batch, "to", lambda batch, device: told.append("to") or move(batch, device))
+    monkeypatch.setattr(SharedTowers, "encode", lambda towers, batch: told.append("encode") or encode(towers, batch))
+    trainer.accumulate(trainer.model, trainer.gather(0), trainer.sampler.at(0), supervised_tokens=9)
+    assert told == ["to", "encode"] * 3
 
 
 def test_a_medium_that_is_damaged_behind_its_header_is_named_with_its_row(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from model.inputs import Inputs
+from model.inputs import Inputs, SoftTokens
 from model.processor.media import Picture, Recording
 
 IGNORED = -100  # label of a position nothing is learnt at; the default of torch's cross-entropy
@@ -19,6 +19,9 @@ IGNORED = -100  # label of a position nothing is learnt at; the default of torch
 @dataclass(frozen=True)
 class Batch:
     """Inputs with their labels, and what the images and clips among the inputs were decoded from.
+
+    Where soft tokens are kept, those known are in ``seen`` and ``heard``, one of a picture or recording each, and the
+    inputs hold the media of the others alone: ``SharedTowers.encode`` puts both together.
 
     Labels are *already shifted*: ``labels[b, t]`` is the token that should follow ``inputs.ids[b, t]``, so
     labels and logits are compared position by position and nobody downstream shifts again.
@@ -29,6 +32,8 @@ class Batch:
     examples: int
     pictures: tuple[Picture, ...] = ()
     recordings: tuple[Recording, ...] = ()
+    seen: tuple[SoftTokens | None, ...] = ()
+    heard: tuple[SoftTokens | None, ...] = ()
 
     @property
     def supervised_tokens(self) -> int:
@@ -42,4 +47,10 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        return dataclasses.replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))
+        return dataclasses.replace(
+            self,
+            inputs=self.inputs.to(device),
+            labels=self.labels.to(device),
+            seen=tuple(soft and soft.to(device) for soft in self.seen),
+            heard=tuple(soft and soft.to(device) for soft in self.heard),
+        )

@@ -10,7 +10,6 @@ from typing import TypeVar
 import torch
 
 from model.errors import InputError
-from model.gemma3n import side_by_side
 from model.inputs import Audio, Images, Inputs, SoftTokens
 from model.processor.media import Picture, Recording
 from model.processor.processor import Processor
@@ -51,46 +50,44 @@ class Collator:
             ids[index, :length] = row.ids[:-1]
             mask[index, :length] = True
             labels[index, :length] = row.ids[1:].masked_fill(~row.supervised[1:], IGNORED)
-        inputs = Inputs(ids=ids, mask=mask, images=self.images(rows), audio=self.audio(rows))
-        pictures = tuple(picture for row in rows for picture in row.pictures)
-        recordings = tuple(recording for row in rows for recording in row.recordings)
-        return Batch(inputs, labels, len(rows), pictures, recordings)
+        pictures = [(row, picture) for row in rows for picture in row.pictures]
+        recordings = [(row, recording) for row in rows for recording in row.recordings]
+        seen, heard = self.known(pictures), self.known(recordings)
+        images, audio = self.images(unknown(pictures, seen)), self.audio(unknown(recordings, heard))
+        inputs = Inputs(ids=ids, mask=mask, images=images, audio=audio)
+        return Batch(
+            inputs, labels, len(rows),
+            pictures=tuple(picture for _, picture in pictures), recordings=tuple(sound for _, sound in recordings),
+            seen=seen, heard=heard,
+        )  # fmt: skip
 
-    def images(self, rows: Sequence[TokenRow]) -> Images | SoftTokens | None:
-        """The pictures of all rows in order: decoded, or what is known of them already, if that is all of them."""
-        media = [(row, picture) for row in rows for picture in row.pictures]
+    def images(self, media: Sequence[tuple[TokenRow, Picture]]) -> Images | None:
+        """Pictures decoded, in order."""
         if not media:
             return None
-        if (known := self.known(media)) is not None:
-            return known
         assert self.processor is not None
         assert self.processor.images is not None, "rows with pictures are refused where there is no tower for them"
         decode = self.processor.images
         return Images(pixels=torch.stack([named(decode, row, picture) for row, picture in media]))
 
-    def audio(self, rows: Sequence[TokenRow]) -> Audio | SoftTokens | None:
-        """The recordings of all rows in order: decoded, or what is known of them already, if that is all of them."""
-        media = [(row, recording) for row in rows for recording in row.recordings]
+    def audio(self, media: Sequence[tuple[TokenRow, Recording]]) -> Audio | None:
+        """Recordings decoded, in order."""
         if not media:
             return None
-        if (known := self.known(media)) is not None:
-            return known
         assert self.processor is not None
         assert self.processor.audio is not None, "rows with recordings are refused where there is no tower for them"
         decode = self.processor.audio
         return Audio.of([named(decode, row, recording) for row, recording in media])
 
-    def known(self, media: Sequence[tuple[TokenRow, Picture | Recording]]) -> SoftTokens | None:
-        """Soft tokens of all of ``media``; None unless each of them is kept."""
-        if self.cache is None:
-            return None
-        items: list[SoftTokens] = []
-        for row, medium in media:
-            kept = named(self.cache.read, row, medium)
-            if kept is None:
-                return None
-            items.append(kept)
-        return side_by_side(items)
+    def known(self, media: Sequence[tuple[TokenRow, Picture | Recording]]) -> tuple[SoftTokens | None, ...]:
+        """The soft tokens that are kept of each of ``media``; nothing where none are kept at all."""
+        cache = self.cache
+        return () if cache is None else tuple(named(cache.read, row, medium) for row, medium in media)
+
+
+def unknown(media: Sequence[Medium], known: Sequence[SoftTokens | None]) -> list[Medium]:
+    """Those of ``media`` that have to be decoded."""
+    return [medium for medium, soft in zip(media, known, strict=True) if soft is None] if known else list(media)
 
 
 def named(read: Callable[[Medium], Read], row: TokenRow, medium: Medium) -> Read:
