@@ -135,9 +135,14 @@ def find_device(written: Device) -> torch.device:
 
 
 def build_processor(
-    directory: Path | None, checkpoint: Path | None, config: ModelConfig, *, long_audio: LongAudio = LongAudio.refuse
+    directory: Path | None,
+    checkpoint: Path | None,
+    config: ModelConfig,
+    *,
+    long_audio: LongAudio = LongAudio.refuse,
+    long_audio_key: str = "data.long_audio",
 ) -> Processor:
-    """Tokenizer and preparation of media from ``directory``, or the checkpoint's.
+    """Tokenizer and preparation of media from ``directory``, or the checkpoint's; ``long_audio_key`` is the recipe's.
 
     Raises:
         ConfigError: There is neither, or a file says what Gemma 3n cannot do.
@@ -146,7 +151,7 @@ def build_processor(
     source = directory or checkpoint
     if source is None:
         raise ConfigError("train: a model without checkpoint= needs a tokenizer; give tokenizer=DIRECTORY")
-    return Processor.read(source, config, long_audio=long_audio)
+    return Processor.read(source, config, long_audio=long_audio, long_audio_key=long_audio_key)
 
 
 def build_rows(

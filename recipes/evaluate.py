@@ -65,7 +65,9 @@ def measure(recipe: EvaluateRecipe) -> list[tuple[SliceSpec, Score]]:
     checkpoint = find_checkpoint(recipe.checkpoint)
     config = config_of(recipe, checkpoint)
     specs = resolve_sizes(recipe.sizes, config.text)
-    processor = build_processor(None, checkpoint, config, long_audio=recipe.long_audio)
+    processor = build_processor(
+        None, checkpoint, config, long_audio=recipe.long_audio, long_audio_key="long_audio"
+    )  # fmt: skip
     found = build_rows(
         recipe.files, processor,
         max_length_tokens=recipe.max_length_tokens, long_rows=LongRows.refuse, remedy=REMEDY,

@@ -42,12 +42,13 @@ class LongAudio(StrEnum):
 class AudioProcessor:
     """Resamples a recording and takes its log-mel spectrum.
 
-    ``max_frames`` is what the run of placeholders has room for.
+    ``max_frames`` is what the run of placeholders has room for, ``long_key`` what a user sets ``long`` with.
     """
 
     settings: AudioSettings = field(default_factory=AudioSettings)
     max_frames: int = MAX_FRAMES
     long: LongAudio = LongAudio.refuse
+    long_key: str = field(default="long_audio", compare=False)
 
     @property
     def min_samples(self) -> int:
@@ -101,8 +102,8 @@ class AudioProcessor:
             return (recording,)
         if self.long is LongAudio.refuse:
             raise InputError(
-                f"{recording}: lasts {header.seconds:.2f} s, but a clip has at most {self.max_seconds:g} s; shorten"
-                " it, or say long_audio=truncate (its beginning is used) or long_audio=chunk (several clips);"
+                f"{recording}: lasts {header.seconds:.2f} s, but a clip has at most {self.max_seconds:g} s; shorten it,"
+                f" or say {self.long_key}=truncate (its beginning is used) or {self.long_key}=chunk (several clips);"
                 f" it has {header.num_samples} samples, of which {longest} fit"
             )
         first = recording.start

@@ -84,8 +84,15 @@ class Processor:
         self.audio_marks = marks_of(tokenizer, config.audio.tokens, "audio") if config.audio else None
 
     @classmethod
-    def read(cls, directory: Path, config: ModelConfig, *, long_audio: LongAudio = LongAudio.refuse) -> Processor:
-        """The processor of a checkpoint directory.
+    def read(
+        cls,
+        directory: Path,
+        config: ModelConfig,
+        *,
+        long_audio: LongAudio = LongAudio.refuse,
+        long_audio_key: str = "long_audio",
+    ) -> Processor:
+        """The processor of a checkpoint directory; who is to change ``long_audio`` is told so by its key.
 
         Raises:
             CheckpointError: It has no tokenizer, or not that of ``config``'s model.
@@ -98,10 +105,11 @@ class Processor:
         warn_of_other_template(tokenizer)
         image = read_image_settings(tokenizer, config.vision) if config.vision else None
         audio = read_audio_settings(tokenizer, config.audio) if config.audio else None
+        heard = None if audio is None or config.audio is None else audio_processor(audio, config.audio, long_audio)
         return cls(
             tokenizer,
             None if image is None else ImageProcessor(image),
-            None if audio is None or config.audio is None else audio_processor(audio, config.audio, long_audio),
+            None if heard is None else replace(heard, long_key=long_audio_key),
             config,
         )
 

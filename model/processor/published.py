@@ -107,7 +107,8 @@ def marks_of(tokenizer: Tokenizer, tokens: MediaTokens, medium: str) -> MediaMar
             found = "has no token of this id" if text is None else f"does not read '{text}' as one token"
             raise CheckpointError(
                 f"{tokenizer.origin}: the config names {token_id} as the {name} of {medium}, but the tokenizer"
-                f" {found}; take the tokenizer.json that came with the weights"
+                f" {found}; take the tokenizer.json that came with the weights, or leave the tower"
+                " out, as in modalities=[text]"
             )
         texts.append(text)
     return MediaMarks(*texts, per_item=tokens.per_item)

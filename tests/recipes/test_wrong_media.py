@@ -189,6 +189,25 @@ def test_wrong_media_are_answered_with_what_would_be_right(
     assert not places.output.exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "key"), [(asked_about, "long_audio"), (measured_on, "long_audio"), (trained_on, "data.long_audio")]
+)
+def test_what_to_do_with_long_sound_is_said_by_its_key(
+    command: Callable[..., Words], key: str, places: MediaPlaces, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command("a.wav", sound_bytes(440, seconds=3.0))(places)) == 2
+    assert f"say {key}=truncate (its beginning is used) or {key}=chunk (several clips)" in capsys.readouterr().err
+
+
+def test_a_tokenizer_without_marks_of_media_will_do_for_text(
+    places: MediaPlaces, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = trained("checkpoint=null", "model=tiny", f"tokenizer={places.text_weights}", f"data.train=[{places.chat}]")
+    assert main([*words(places), "adapter=none"]) == 2
+    assert "or leave the tower out, as in modalities=[text]" in capsys.readouterr().err
+    assert main([*words(places), "adapter=none", "modalities=[text]"]) == 0
+
+
 @pytest.mark.parametrize("what", FAULTS | INSIDE)
 def test_the_argument_is_named(what: str, places: MediaPlaces, capsys: pytest.CaptureFixture[str]) -> None:
     name, make, _ = (FAULTS | INSIDE)[what]
