@@ -253,8 +253,10 @@ def test_sound_that_is_too_long_is_cut_into_clips_where_that_is_asked_for(
     words = ["evaluate", f"checkpoint={media_weights}", f"files=[{file}]", "device=cpu"]
     assert main(words) == 2
     assert "long_audio=chunk" in capsys.readouterr().err
-    for how in ("truncate", "chunk"):
-        assert main([*words, f"long_audio={how}"]) == 0
+    for how, clips in (("truncate", 1), ("chunk", 3)):
+        kept = tmp_path / how
+        assert main([*words, f"long_audio={how}", f"soft_token_cache={kept}"]) == 0
+        assert len(list(kept.rglob("*.soft_tokens"))) == clips
 
 
 def test_an_adapter_on_every_part_resumes_bit_for_bit(train: Callable[..., int], tmp_path: Path) -> None:

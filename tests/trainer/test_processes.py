@@ -90,8 +90,8 @@ def test_processes_train_towers_together_although_some_of_their_batches_hold_no_
     pairs = [[bool(row.pictures) for row in trainer.loader.take(position)] for position in range(0, 10, 2)]
     assert [True, False] in pairs or [False, True] in pairs
     trainer.fit()
-    # Five steps of Adam; a tower whose gradient one process kept to itself would be off in the first digit.
-    assert_the_same_but_for_rounding(tmp_path / "one", tmp_path / "two", loss=1e-3, later_norms=1e-2)
+    # Five steps of Adam: 6.4e-5 and 1.4e-3 were found. A gradient that one process kept to itself would be far off.
+    assert_the_same_but_for_rounding(tmp_path / "one", tmp_path / "two", loss=3e-4, later_norms=4e-3)
 
 
 def test_processes_that_nothing_joins_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
