@@ -8,10 +8,14 @@ is not here, or a value of another type, is refused before anything is read.
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import Enum
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 
@@ -161,12 +165,18 @@ SCHEMAS: dict[str, type] = {
     "demo": DemoRecipe,
 }
 
+COMMENT = re.compile(r"^    (\w+): [^#\n]*#\s*(.+)$", re.MULTILINE)  # beside a field
+
 HELP = """\
 {about}
 
 Values, as key=value after the command (matslice {name} a.b=1); ??? must be given:
 
 $CONFIG
+What they mean, and which words they can be:
+
+{notes}
+
 Files that set many values at once, as group=file; conf/ holds them, with comments:
 
 {groups}
@@ -186,8 +196,35 @@ def register_schemas() -> None:
         if name == "train":
             groups.append(("experiment", choices("experiment")))
         files = "\n".join(f"{group}: {', '.join(options)}" for group, options in groups if options)
-        template = HELP.format(about=about.replace("``", "'"), name=name, groups=files or "none here")
+        told = "\n".join(notes(schema)).replace("$", "$$")  # a dollar begins what Hydra puts in
+        template = HELP.format(about=about.replace("``", "'"), name=name, notes=told, groups=files or "none here")
         store.store(group="hydra/help", name=name, node={"app_name": f"matslice {name}", "template": template})
+
+
+def notes(schema: type, *, within: str = "") -> Iterator[str]:
+    """What is said beside the fields of a schema and of its parts, and the words that a value is one of."""
+    comments, hints = dict(COMMENT.findall(inspect.getsource(schema))), get_type_hints(schema)
+    for known in dataclasses.fields(schema):
+        kinds = list(kinds_of(hints[known.name]))
+        words = [word.value for kind in kinds if issubclass(kind, Enum) for word in kind]
+        told = [comments[known.name]] if known.name in comments else []
+        if words and not all(word in "".join(told) for word in words):
+            several = "list[" in str(hints[known.name])
+            told.append(f"{'some' if several else 'one'} of {', '.join(words)}")
+        if told:
+            yield f"{within}{known.name}: {'; '.join(told)}"
+        if not within and get_origin(hints[known.name]) is not dict:
+            for part in (kind for kind in kinds if dataclasses.is_dataclass(kind)):
+                yield from notes(part, within=f"{known.name}.")
+
+
+def kinds_of(hint: Any) -> Iterator[type]:
+    """The classes in a type, as in a list of them or none."""
+    if arguments := get_args(hint):
+        for argument in arguments:
+            yield from kinds_of(argument)
+    elif isinstance(hint, type):
+        yield hint
 
 
 def choices(group: str) -> list[str]:

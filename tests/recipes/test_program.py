@@ -42,6 +42,23 @@ def test_help_says_what_can_be_chosen(recipe: str, capsys: pytest.CaptureFixture
         assert "optim: adamw" in shown
 
 
+@pytest.mark.parametrize(
+    ("recipe", "told"),
+    [
+        ("train", "data.long_rows: one of refuse, skip, truncate\n"),
+        ("train", "data.long_audio: sound of more than 30 s: refuse, truncate, or chunk it into several\n"),
+        ("train", "modalities: towers to load, beside text; null = all there are; some of text, vision, audio\n"),
+        ("train", "adapter.targets: some of attention, ffn, all_linear, text, "),
+        ("evaluate", "long_audio: sound of more than 30 s: refuse, truncate, or chunk it into several\n"),
+        ("generate", "image: a file, or a list of files\n"),
+        ("generate", "precision: one of fp32, bf16\n"),
+    ],
+)
+def test_help_says_what_values_mean(recipe: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([recipe, "--help"]) == 0
+    assert f"\n{told}" in capsys.readouterr().out
+
+
 def test_cfg_job_shows_the_config_and_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["slice", "checkpoint=nowhere", "slice=e2b", "output=x", "--cfg", "job"]) == 0
     shown = OmegaConf.create(capsys.readouterr().out)
