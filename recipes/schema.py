@@ -82,7 +82,7 @@ class EvaluateRecipe:
     sizes: dict[str, SliceConfig]
     adapter_path: Path | None = None  # directory of a trained adapter
     output: Path | None = None  # new file for the rows, as JSON Lines
-    modalities: list[Modality] | None = None  # towers to load, beside text; null = all there are
+    modalities: list[Modality] | None = None  # towers to load if needed, beside text; null = all
     max_examples: int | None = None  # measure the first ones only; null = all
     max_length_tokens: int = 2048
     long_audio: LongAudio = LongAudio.refuse  # sound of more than 30 s: refuse, truncate, or chunk it into several
@@ -118,7 +118,7 @@ class GenerateRecipe:
     long_audio: LongAudio = LongAudio.refuse  # sound of more than 30 s: refuse, truncate, or chunk it into several
     system: str | None = None  # instruction put before the prompt
     adapter_path: Path | None = None  # directory of a trained adapter
-    modalities: list[Modality] | None = None  # towers to load, beside text; null = all there are
+    modalities: list[Modality] | None = None  # towers to load if needed, beside text; null = all
     precision: Precision = Precision.fp32
     device: Device = Device.auto
 
