@@ -146,7 +146,7 @@ def draw(rows: Sequence[SizeRow], path: Path) -> None:
     for axes, task in zip(panels, tasks, strict=True):
         draw_task(axes, ordered, task)
     panels[0].set_ylabel("accuracy (whole answer)")
-    panels[0].legend(loc="center left", fontsize=8)
+    panels[0].legend(loc="upper left", fontsize=8)
     figure.suptitle("One base, one adapter, every size; bars: one standard error")
     figure.savefig(path, dpi=DPI)
 
@@ -162,10 +162,9 @@ def draw_task(axes: Axes, ordered: Sequence[SizeRow], task: str) -> None:
     )  # fmt: skip
     axes.plot(sizes, [score.before.accuracy for score in scores], marker="o", color="C1", label="before")
     axes.plot(sizes, [score.majority for score in scores], color="0.5", linestyle="--", label=MAJORITY)
-    for row, millions, accuracy in zip(ordered, sizes, after, strict=True):
-        axes.annotate(
-            row.name, (millions, accuracy), textcoords="offset points", xytext=(0, 12), fontsize=7, ha="center"
-        )
+    for row, millions, score in zip(ordered, sizes, scores, strict=True):
+        top = (millions, score.after.accuracy + score.standard_error)
+        axes.annotate(row.name, top, textcoords="offset points", xytext=(0, 5), fontsize=7, ha="center")
     axes.set(
         title=f"{task} ({scores[0].after.examples} held out)", xlabel="effective parameters (millions)",
         ylim=(-0.03, 1.12),
