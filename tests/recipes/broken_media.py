@@ -118,7 +118,7 @@ FAULTS: dict[str, tuple[str, Callable[[], bytes], str]] = {  # what is wrong -> 
     "sound shorter than a frame": ("a.wav", lambda: clip(np.zeros(400)), "a.wav': lasts 0.025 s, less than one frame"),
     "sound too long for a clip": (
         "a.wav", lambda: sound_bytes(440, seconds=3.0),
-        "a.wav': lasts 3.00 s, but a clip has at most 1.936 s; shorten it, or say long_audio=truncate",
+        "a.wav': lasts 3.00 s, but a clip has at most 1.936 s; shorten it, or say ",  # the key is the recipe's own
     ),
     "empty sound": ("a.wav", bytes, "a.wav': is empty (0 bytes); make or fetch it again"),
     "no sound": ("a.mp3", lambda: b"ID3 but no more", "a.mp3': damaged, or no sound of a kind that is read (WAV, FLAC"),
