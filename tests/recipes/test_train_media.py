@@ -220,14 +220,17 @@ def test_damage_that_was_not_looked_for_is_named_by_the_step_that_meets_it(
 
 @pytest.mark.parametrize(("how", "clips", "cut"), [("truncate", 2, 1), ("chunk", 4, 0)])
 def test_what_became_of_long_sound_is_counted(
-    train: Callable[..., int], tmp_path: Path, how: str, clips: int, cut: int
+    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str, clips: int, cut: int
 ) -> None:
     (tmp_path / "long.wav").write_bytes(sound_bytes(300, seconds=4.0))
     (tmp_path / "short.wav").write_bytes(sound_bytes(300, seconds=0.3))
     rows = [row("<audio_soft_token> what", "a", audio=f"{name}.wav") for name in ("long", "short")]
     file = write_jsonl(tmp_path / "long.jsonl", rows)
     words = [f"data.train=[{file}]", f"data.validation=[{file}]", "data.max_validation_examples=1"]
-    assert train(*words, f"data.long_audio={how}") == 0
+    assert train(*words) == 2
+    remedy = f"data.long_audio={how}"
+    assert remedy in capsys.readouterr().err
+    assert train(*words, remedy) == 0
     begun, *_ = records(tmp_path / "run")
     names = ("recordings", "recordings_truncated", "clips")
     assert [begun[f"train_{name}"] for name in names] == [2, cut, clips]
