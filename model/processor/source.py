@@ -53,7 +53,9 @@ def opened(source: Path | str | bytes, name: str) -> io.BytesIO | io.BufferedRea
         except (OSError, ValueError) as error:  # a name may be too long, or hold a zero
             raise InputError(f"{name}: cannot be read ({getattr(error, 'strerror', error)})") from None
         if not is_file:
-            found = "is a directory" if is_directory else f"no such file (relative names start at {Path.cwd()})"
+            # A whole path, as those of data rows are, starts nowhere else.
+            start = "" if path.is_absolute() else f" (relative names start at {Path.cwd()})"
+            found = "is a directory" if is_directory else f"no such file{start}"
             raise InputError(f"{name}: {found}; give a file")
         file, size = os.fdopen(number, "rb"), os.fstat(number).st_size
     if size == 0:
