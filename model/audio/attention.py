@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
+from model.audio.sizes import head_dim
 from model.tower_config import AudioConfig
 
 LONGEST_PERIOD = 1e4  # of the sinusoids, in frames per radian; the shortest is 1
@@ -124,7 +125,7 @@ class LocalAttention(nn.Module):
         super().__init__()
         dim, self.heads = config.hidden_size, config.conf_num_attention_heads
         self.window, self.cap = Window.of(config), config.conf_attention_logit_cap
-        self.per_dim_scale = nn.Parameter(torch.zeros(dim // self.heads))
+        self.per_dim_scale = nn.Parameter(torch.zeros(head_dim(config)))
         self.relative_position_embedding = DistanceScores(config)
         self.q_proj = nn.Linear(dim, dim, bias=False)
         self.k_proj = nn.Linear(dim, dim, bias=False)

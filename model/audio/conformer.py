@@ -13,11 +13,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from model.audio.attention import LocalAttention, Surroundings
+from model.audio.sizes import feed_forward_width
 from model.layers.norm import RMSNorm
 from model.tower_config import AudioConfig
 
 NORM_EPS = 1e-6  # everywhere but in the convolution, whatever the config says
-WIDENING = 4  # of the feed-forward networks
 
 
 def clipped(x: Float[Tensor, "*axes"], bound: float) -> Float[Tensor, "*axes"]:
@@ -31,11 +31,11 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
-        dim = config.hidden_size
+        dim, width = config.hidden_size, feed_forward_width(config)
         self.bound, self.share = config.gradient_clipping, config.conf_residual_weight
         self.pre_layer_norm = RMSNorm(dim, NORM_EPS)
-        self.ffw_layer_1 = nn.Linear(dim, WIDENING * dim, bias=False)
-        self.ffw_layer_2 = nn.Linear(WIDENING * dim, dim, bias=False)
+        self.ffw_layer_1 = nn.Linear(dim, width, bias=False)
+        self.ffw_layer_2 = nn.Linear(width, dim, bias=False)
         self.post_layer_norm = RMSNorm(dim, NORM_EPS)
 
     def forward(self, x: Float[Tensor, "clips frames dim"]) -> Float[Tensor, "clips frames dim"]:

@@ -13,10 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from model.errors import ConfigError
+from model.audio.sizes import FREQUENCY_PADDING, subsample_channels, subsampled_features
 from model.tower_config import AudioConfig
-
-FREQUENCY_PADDING = 1  # on either side, whatever the kernel
 
 
 class CumulativeGroupNorm(nn.Module):
@@ -50,7 +48,7 @@ class SubSampleBlock(nn.Module):
     def __init__(self, config: AudioConfig, index: int) -> None:
         super().__init__()
         kernel, stride = config.sscp_conv_kernel_size[index], config.sscp_conv_stride_size[index]
-        inputs, outputs = (1, *config.sscp_conv_channel_size)[index : index + 2]
+        inputs, outputs = subsample_channels(config, index)
         self.look_ahead, self.stride = kernel[0] - 1, stride[0]
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, bias=False)
         self.norm = CumulativeGroupNorm(outputs, config.sscp_conv_group_norm_eps)
@@ -73,7 +71,7 @@ class SubSample(nn.Module):
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
-        features = config.sscp_conv_channel_size[-1] * remaining_mels(config)
+        features = subsampled_features(config)
         self.conv_0 = SubSampleBlock(config, 0)
         self.conv_1 = SubSampleBlock(config, 1)
         self.stride = self.conv_0.stride * self.conv_1.stride  # frames per vector
@@ -87,16 +85,3 @@ class SubSample(nn.Module):
         x = frames.masked_fill(~real[..., None], 0.0).to(self.conv_0.conv.weight.dtype)[:, None]
         x = self.conv_1(self.conv_0(x, real), real[:, :: self.conv_0.stride])  # clips channels vectors mels
         return self.input_proj_linear(x.permute(0, 2, 3, 1).flatten(2))
-
-
-def remaining_mels(config: AudioConfig) -> int:
-    """How many frequencies both convolutions leave, or ConfigError."""
-    mels = config.input_feat_size
-    for kernel, stride in zip(config.sscp_conv_kernel_size, config.sscp_conv_stride_size, strict=True):
-        mels = (mels + 2 * FREQUENCY_PADDING - kernel[1]) // stride[1] + 1
-        if mels < 1:
-            raise ConfigError(
-                f"audio_config: sscp_conv_kernel_size {config.sscp_conv_kernel_size} is wider than what is left of"
-                f" {config.input_feat_size} mels; use narrower kernels, smaller strides or more mels (input_feat_size)"
-            )
-    return mels

@@ -10,8 +10,9 @@ from torch.utils.checkpoint import checkpoint
 
 from model.audio.attention import Surroundings
 from model.audio.conformer import ConformerBlock
+from model.audio.sizes import check_even
 from model.audio.subsample import SubSample
-from model.errors import ConfigError, InputError
+from model.errors import InputError
 from model.inputs import SoftTokens, has_padding_before_frames
 from model.tower_config import AudioConfig
 
@@ -33,10 +34,7 @@ class AudioTower(nn.Module):
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
-        if config.hidden_size % 2:
-            raise ConfigError(
-                f"audio_config: hidden_size is {config.hidden_size}; it must be even, half sines and half cosines"
-            )
+        check_even(config)
         self.config = config
         self.recompute = False
         self.subsample_conv_projection = SubSample(config)

@@ -3,38 +3,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache
-from types import MappingProxyType
-
-import torch
-
-from model.audio.tower import AudioTower
-from model.config import ModelConfig
-from model.gemma3n import media_embedder
+from model.audio.shapes import audio_shapes
+from model.config import ModelConfig, TextConfig
 from model.slicing.count import Layout, text_shapes
-from model.vision.tower import VisionTower
+from model.tower_config import TowerConfig
+from model.vision.shapes import vision_shapes
 
 
 def model_shapes(config: ModelConfig, layout: Layout) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a whole model's tensors: the text decoder's, and those of the towers it has."""
-    return text_shapes(config.text, layout) | dict(tower_shapes(config))
+    """Names and shapes of a whole model's tensors: the text decoder's, and those of the towers it has.
+
+    Raises:
+        ConfigError: A tower's sizes do not fit each other.
+    """
+    return text_shapes(config.text, layout) | tower_shapes(config)
 
 
-@cache  # building the published towers takes about half a second, even without memory for them
-def tower_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
-    """Names and shapes of the tensors of a model's towers and their embedders."""
-    with torch.device("meta"):
-        parts = {
-            "vision_tower": config.vision and VisionTower(config.vision),
-            "audio_tower": config.audio and AudioTower(config.audio),
-            "embed_vision": media_embedder(config, config.vision),
-            "embed_audio": media_embedder(config, config.audio),
-        }
-    shapes = {
-        f"model.{part}.{name}": tuple(parameter.shape)
-        for part, module in parts.items()
-        if module is not None
-        for name, parameter in module.named_parameters()
+def tower_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of a model's towers and their embedders.
+
+    Raises:
+        ConfigError: A tower's sizes do not fit each other.
+    """
+    parts = {
+        "vision_tower": config.vision and vision_shapes(config.vision),
+        "audio_tower": config.audio and audio_shapes(config.audio),
+        "embed_vision": config.vision and embedder_shapes(config.vision, config.text),
+        "embed_audio": config.audio and embedder_shapes(config.audio, config.text),
     }
-    return MappingProxyType(shapes)  # shared by all callers
+    return {f"model.{part}.{name}": shape for part, shapes in parts.items() if shapes for name, shape in shapes.items()}
+
+
+def embedder_shapes(tower: TowerConfig, text: TextConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what brings a tower's soft tokens, and its ids, into the text's dimension."""
+    return {
+        "embedding.weight": (tower.vocab_size, tower.hidden_size),
+        "hard_embedding_norm.weight": (tower.hidden_size,),
+        "soft_embedding_norm.weight": (tower.hidden_size,),
+        "embedding_projection.weight": (text.hidden_size, tower.hidden_size),
+    }

@@ -25,7 +25,7 @@ class MultiQueryAttention(nn.Module):
 
     def __init__(self, channels: int, row: AttentionRow) -> None:
         super().__init__()
-        self.head_dim, query_dim = row.head_dim, row.heads * row.head_dim
+        self.head_dim, query_dim = row.head_dim, row.query_channels
         self.query = nn.Sequential(OrderedDict(proj=convolution(channels, query_dim, kernel=1)))
         self.key = _coarsened(channels, row)
         self.value = _coarsened(channels, row)

@@ -86,7 +86,7 @@ class EdgeResidual(nn.Module):
 
     def __init__(self, ins: int, row: EdgeRow) -> None:
         super().__init__()
-        wide = ins * row.expansion
+        wide = row.wide(ins)
         self.has_skip = row.stride == 1 and ins == row.channels
         self.conv_exp = convolution(ins, wide, kernel=row.kernel, stride=row.stride)
         self.bn1 = ChannelNorm(wide, NORM_EPS)
@@ -107,7 +107,7 @@ class InvertedBottleneck(nn.Module):
 
     def __init__(self, ins: int, row: BottleneckRow, *, residual: bool = True) -> None:
         super().__init__()
-        wide = ins * row.expansion
+        wide = row.wide(ins)
         start_stride = 1 if row.mid_kernel else row.stride
         self.has_skip = residual and row.stride == 1 and ins == row.channels
         self.dw_start = _depthwise(ins, row.start_kernel, start_stride)

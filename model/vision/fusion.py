@@ -13,9 +13,7 @@ from torch import Tensor, nn
 
 from model.vision.blocks import NORM_EPS, InvertedBottleneck
 from model.vision.norm import ChannelNorm
-from model.vision.stages import Architecture, BottleneckRow
-
-FUSED_STAGES = 2  # the last ones; published
+from model.vision.stages import Architecture
 
 
 class MultiScaleFusion(nn.Module):
@@ -24,8 +22,7 @@ class MultiScaleFusion(nn.Module):
     def __init__(self, table: Architecture) -> None:
         super().__init__()
         self.grid = table.grid
-        row = BottleneckRow(channels=table.fused_channels, expansion=table.fusion_expansion)
-        self.ffn = InvertedBottleneck(sum(table.stage_channels[-FUSED_STAGES:]), row, residual=False)
+        self.ffn = InvertedBottleneck(*table.fusion, residual=False)
         self.norm = ChannelNorm(table.fused_channels, NORM_EPS)
 
     def forward(

@@ -2,7 +2,7 @@
 """What the known vision towers are made of: one row per block, as data.
 
 A stage's first block halves the picture; the later ones keep its size. The blocks themselves are in
-blocks.py and attention.py, and read these rows.
+blocks.py and attention.py, and read these rows; so does shapes.py, which needs no torch for it.
 
 Source: MobileNetV4 (arXiv:2404.10518) for the blocks; timm's ``mobilenetv5_300m_enc`` for the table of
 Gemma 3n's tower. There is no MobileNetV5 paper.
@@ -13,6 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from model.errors import ConfigError
+from model.tower_config import VisionConfig
+
+STEM_KERNEL = 3
+FUSED_STAGES = 2  # the last ones; published
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +27,10 @@ class EdgeRow:
     stride: int = 1
     kernel: int = 3
     expansion: int = 4
+
+    def wide(self, ins: int) -> int:
+        """Channels between the two convolutions, of ``ins`` before them."""
+        return ins * self.expansion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +44,10 @@ class BottleneckRow:
     mid_kernel: int = 0
     expansion: int = 2
 
+    def wide(self, ins: int) -> int:
+        """Channels between the two 1×1 convolutions, of ``ins`` before them."""
+        return ins * self.expansion
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionRow:
@@ -46,6 +58,11 @@ class AttentionRow:
     head_dim: int
     kv_stride: int = 1
     kernel: int = 3  # of the depthwise convolution that coarsens; unused without one
+
+    @property
+    def query_channels(self) -> int:
+        """Channels of the queries, all heads together."""
+        return self.heads * self.head_dim
 
 
 Row = EdgeRow | BottleneckRow | AttentionRow
@@ -71,6 +88,22 @@ class Architecture:
     def stage_channels(self) -> tuple[int, ...]:
         """The width each stage puts out."""
         return tuple(stage[-1].channels for stage in self.stages)
+
+    @property
+    def blocks(self) -> tuple[tuple[tuple[int, Row], ...], ...]:
+        """The stages' rows, each with the channels that its block is given."""
+        stages, ins = [], self.stem_channels
+        for rows in self.stages:
+            given = (ins, *(row.channels for row in rows[:-1]))
+            stages.append(tuple(zip(given, rows, strict=True)))
+            ins = rows[-1].channels
+        return tuple(stages)
+
+    @property
+    def fusion(self) -> tuple[int, BottleneckRow]:
+        """What mixes the fused stages, and the channels they have together."""
+        row = BottleneckRow(channels=self.fused_channels, expansion=self.fusion_expansion)
+        return sum(self.stage_channels[-FUSED_STAGES:]), row
 
 
 def _attend(channels: int, *, heads: int, head_dim: int, kv_stride: int = 1) -> tuple[Row, Row]:
@@ -138,3 +171,23 @@ def architecture(name: str) -> Architecture:
             "its table to model/vision/stages.py"
         )
     return ARCHITECTURES[name]
+
+
+def checked_table(config: VisionConfig) -> Architecture:
+    """The table of the config's architecture.
+
+    Raises:
+        ConfigError: It is not known, or does not fit what else the config says.
+    """
+    table = architecture(config.architecture)
+    if config.hidden_size != table.fused_channels:
+        raise ConfigError(
+            f"vision_config.hidden_size is {config.hidden_size}, but {config.architecture} puts out "
+            f"{table.fused_channels} channels; set hidden_size to {table.fused_channels}"
+        )
+    if config.tokens.per_item != table.soft_tokens:
+        raise ConfigError(
+            f"vision_soft_tokens_per_image is {config.tokens.per_item}, but {config.architecture} makes "
+            f"{table.grid} × {table.grid} soft tokens of a picture; set it to {table.soft_tokens}"
+        )
+    return table

@@ -12,12 +12,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.errors import ConfigError
 from model.tower_config import COLOURS, VisionConfig
 from model.vision.attention import MobileAttention
 from model.vision.blocks import ConvNorm, EdgeResidual, InvertedBottleneck, convolution, gelu
-from model.vision.fusion import FUSED_STAGES, MultiScaleFusion
-from model.vision.stages import Architecture, AttentionRow, EdgeRow, Row, architecture
+from model.vision.fusion import MultiScaleFusion
+from model.vision.stages import FUSED_STAGES, STEM_KERNEL, Architecture, AttentionRow, EdgeRow, Row, checked_table
 
 
 class VisionTower(nn.Module):
@@ -54,15 +53,10 @@ class Encoder(nn.Module):
 
     def __init__(self, table: Architecture) -> None:
         super().__init__()
-        self.conv_stem = Stem(convolution(COLOURS, table.stem_channels, kernel=3, stride=2, bias=True))
-        stages, channels = [], table.stem_channels
-        for rows in table.stages:
-            blocks = []
-            for row in rows:
-                blocks.append(block(channels, row))
-                channels = row.channels
-            stages.append(nn.Sequential(*blocks))
-        self.blocks = nn.Sequential(*stages)
+        self.conv_stem = Stem(convolution(COLOURS, table.stem_channels, kernel=STEM_KERNEL, stride=2, bias=True))
+        self.blocks = nn.Sequential(
+            *(nn.Sequential(*(block(ins, row) for ins, row in stage)) for stage in table.blocks)
+        )
         self.msfa = MultiScaleFusion(table)
 
     def forward(
@@ -102,23 +96,3 @@ def run(step: nn.Module, *maps: Tensor, recompute: bool) -> Tensor:
     if recompute and torch.is_grad_enabled():
         return checkpoint(step, *maps, use_reentrant=False)
     return step(*maps)
-
-
-def checked_table(config: VisionConfig) -> Architecture:
-    """The table of the config's architecture.
-
-    Raises:
-        ConfigError: It is not known, or does not fit what else the config says.
-    """
-    table = architecture(config.architecture)
-    if config.hidden_size != table.fused_channels:
-        raise ConfigError(
-            f"vision_config.hidden_size is {config.hidden_size}, but {config.architecture} puts out "
-            f"{table.fused_channels} channels; set hidden_size to {table.fused_channels}"
-        )
-    if config.tokens.per_item != table.soft_tokens:
-        raise ConfigError(
-            f"vision_soft_tokens_per_image is {config.tokens.per_item}, but {config.architecture} makes "
-            f"{table.grid} × {table.grid} soft tokens of a picture; set it to {table.soft_tokens}"
-        )
-    return table
