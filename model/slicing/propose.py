@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The inverse of a plan: the sub-model of trained widths that comes closest under a budget.
+
+Depth first: of the depths that fit at their narrowest, the deepest is taken; below the trained ones, a
+sub-model lacks layers that it was never trained without. Then layers are widened in the order of
+``widening_order``: a group of layers only when all before it are wide, and of the last group those layers that
+bring the size closest under the budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
+from typing import TypeAlias
+
+from model.checkpoint.names import is_tower
+from model.checkpoint.shapes import model_shapes
+from model.config import ModelConfig
+from model.errors import ConfigError, SliceError
+from model.slicing.config import slice_text_config
+from model.slicing.count import Layout, text_shapes
+from model.slicing.plan import StoredAs, cache_bytes, check_context, count, weight_bytes
+from model.slicing.spec import SliceSpec
+from model.slicing.trained import depths, narrow_width, widening_order
+
+MAX_GROUP = 8  # layers of which every choice is tried; larger groups are taken in parts
+
+Widths: TypeAlias = Mapping[int, int]  # of each kept layer, by its index in the parent, ascending
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a budget limits."""
+
+    effective: int  # parameters, as Google counts them (Layout.published)
+    num_bytes: int  # weights that something computes with, towers included, and the keys and values of one sequence
+
+    def __add__(self, other: Size) -> Size:
+        return Size(self.effective + other.effective, self.num_bytes + other.num_bytes)
+
+    def __sub__(self, other: Size) -> Size:
+        return Size(self.effective - other.effective, self.num_bytes - other.num_bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Limits of a size; None is no limit.
+
+    ``context_tokens`` are those whose keys and values count as bytes (0: none do), stored as ``cache_dtype``;
+    None stands for what goes with ``dtype``: 16 bits, or fp32 beside fp32.
+    """
+
+    max_effective: int | None = None
+    max_bytes: int | None = None
+    context_tokens: int = 0
+    dtype: StoredAs = StoredAs.bf16
+    cache_dtype: StoredAs | None = None
+
+    def allows(self, size: Size) -> bool:
+        """Whether a sub-model of this size is within the limits."""
+        limits = ((self.max_effective, size.effective), (self.max_bytes, size.num_bytes))
+        return all(limit is None or found <= limit for limit, found in limits)
+
+    def rank(self, size: Size) -> int:
+        """What is to come as close to its limit as possible: the effective parameters if they are limited."""
+        return size.num_bytes if self.max_effective is None else size.effective
+
+    def parts(self, config: ModelConfig, spec: SliceSpec) -> tuple[int, int]:
+        """Bytes of the weights of the sub-model ``spec``, and of its keys and values."""
+        small = slice_text_config(config.text, spec)
+        weights = weight_bytes(text_shapes(small, Layout.used), self.dtype) + tower_bytes(config, self.dtype)
+        return weights, cache_bytes(small, self.context_tokens, self.cache_dtype or self.dtype.cache)
+
+    def size(self, config: ModelConfig, spec: SliceSpec) -> Size:
+        """How large the sub-model ``spec`` of a model of this config is."""
+        small = slice_text_config(config.text, spec)
+        return Size(count(text_shapes(small, Layout.published)).effective, sum(self.parts(config, spec)))
+
+
+def propose(config: ModelConfig, budget: Budget) -> SliceSpec:
+    """The sub-model of trained widths of a model of this config, closest under the budget.
+
+    Towers stay as the config has them: give one without them (``config.only``) to plan without.
+
+    Raises:
+        ConfigError: The budget has no limit, or a context that the model cannot have.
+        SliceError: No sub-model of trained widths is so small; the message names the smallest.
+    """
+    if budget.max_effective is None and budget.max_bytes is None:
+        raise ConfigError("plan: no budget is given; set max_effective (parameters) or max_bytes")
+    if budget.context_tokens:
+        check_context(config.text, budget.context_tokens)
+
+    def size_of(widths: Widths) -> Size:
+        return budget.size(config, spec_of("measured", widths))
+
+    narrowest: Widths = {}
+    for kept in depths(config.text):
+        narrowest = {layer: narrow_width(config.text, layer) for layer in kept}
+        if budget.allows(size_of(narrowest)):
+            widths = widened(config, narrowest, budget, size_of)
+            return spec_of(name_of(size_of(widths).effective), widths)
+    raise SliceError(explain_impossible(config, budget, spec_of("smallest", narrowest)))
+
+
+def widened(config: ModelConfig, narrowest: Widths, budget: Budget, size_of: Callable[[Widths], Size]) -> Widths:
+    """The widths of the depth whose narrowest are given, as far as the budget goes."""
+    own = config.text.intermediate_size
+    widths, smallest = dict(narrowest), size_of(narrowest)
+    size = smallest
+    for group in in_parts(widening_order(config.text)):
+        can_widen = [layer for layer in group if layer in narrowest and narrowest[layer] < own[layer]]
+        # What a layer costs does not depend on the others.
+        gains = {layer: size_of({**narrowest, layer: own[layer]}) - smallest for layer in can_widen}
+        chosen = closest(budget, size, gains)
+        size = sum((gains[layer] for layer in chosen), start=size)
+        widths |= {layer: own[layer] for layer in chosen}
+        if len(chosen) < len(gains):
+            break
+    return widths
+
+
+def closest(budget: Budget, size: Size, gains: Mapping[int, Size]) -> tuple[int, ...]:
+    """The layers to widen from ``size`` on to come closest under the budget; the first ones where it is the same."""
+    best: tuple[int, ...] = ()
+    highest = budget.rank(size)
+    for number in range(1, len(gains) + 1):
+        for chosen in combinations(gains, number):
+            total = sum((gains[layer] for layer in chosen), start=size)
+            if budget.allows(total) and budget.rank(total) > highest:
+                best, highest = chosen, budget.rank(total)
+    return best
+
+
+def in_parts(groups: Iterable[tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
+    """The same groups, the larger ones cut."""
+    for group in groups:
+        for start in range(0, len(group), MAX_GROUP):
+            yield group[start : start + MAX_GROUP]
+
+
+@cache
+def tower_bytes(config: ModelConfig, kind: StoredAs) -> int:
+    """Bytes of the towers and their embedders, which every size has."""
+    shapes = model_shapes(config, Layout.used)
+    return weight_bytes({name: shape for name, shape in shapes.items() if is_tower(name)}, kind)
+
+
+def spec_of(name: str, widths: Widths) -> SliceSpec:
+    """The spec with these layers and widths."""
+    return SliceSpec(name, tuple(widths), tuple(widths.values()))
+
+
+def name_of(effective: int) -> str:
+    """A name that tells the size, as in ``e2_97b``: effective parameters in billions, or in the unit below."""
+    for unit, letter in ((10**9, "b"), (10**6, "m"), (10**3, "k")):
+        if effective >= unit:
+            return f"e{effective / unit:.2f}{letter}".replace(".", "_")
+    return f"e{effective}"
+
+
+def explain_impossible(config: ModelConfig, budget: Budget, smallest: SliceSpec) -> str:
+    """That a budget is too small, which sub-model is the smallest, how large it is, and what to do."""
+    size, (weights, cache) = budget.size(config, smallest), budget.parts(config, smallest)
+    limits: list[str] = []
+    told: list[str] = []
+    remedies: list[str] = []
+    if budget.max_effective is not None:
+        limits.append(f"max_effective={budget.max_effective:,}")
+        told.append(f"{size.effective:,} effective parameters")
+    if budget.max_bytes is not None:
+        limits.append(f"max_bytes={budget.max_bytes:,}")
+        parts = f"{weights:,} of weights as {budget.dtype}, {cache:,} of keys and values"
+        told.append(f"{size.num_bytes:,} bytes ({parts} of {budget.context_tokens:,} tokens)")
+        if budget.dtype is not StoredAs.int4:
+            remedies.append("store it smaller (dtype=int4)")
+        if config.is_multimodal:
+            remedies.append("leave towers out (modalities=[text])")
+    widths = sorted(set(smallest.ffn_widths))
+    at = f"each at width {widths[0]}" if len(widths) == 1 else f"at widths {widths[0]} to {widths[-1]}"
+    remedies.append("write a slice of narrower layers yourself, knowing that they were never trained")
+    return (
+        f"plan: no sub-model of trained widths fits {' and '.join(limits)}: the smallest keeps layers"
+        f" {ranges_of(smallest.kept_layers)}, {at}, and has {' and '.join(told)}; allow that much, or"
+        f" {', or '.join(remedies)}"
+    )
+
+
+def ranges_of(layers: Iterable[int]) -> str:
+    """Layers for a reader, as in ``0-19, 25-29``."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
