@@ -21,11 +21,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model.adapter.hiding import hidden
-from model.adapter.targets import TargetSet, resolve_targets, travelling_names
+from model.adapter.naming import travelling_names
+from model.adapter.targets import TargetSet, resolve_targets
+from model.checkpoint.checking import misfit
 from model.checkpoint.directory import whole_directory
-from model.checkpoint.load import misfit
+from model.checkpoint.format import METADATA
 from model.checkpoint.names import TOKEN_TABLE, modality_of, ours, text_only, unused
-from model.checkpoint.writer import METADATA, check_plain
+from model.checkpoint.saving import check_plain
 from model.config import ModelConfig, TextConfig
 from model.errors import CheckpointError, ConfigError
 from model.gemma3n import Gemma3n

@@ -15,9 +15,8 @@ from enum import StrEnum
 
 from torch import nn
 
+from model.adapter.naming import DECODER
 from model.errors import ConfigError
-
-DECODER = "model.language_model."
 
 
 class TargetSet(StrEnum):
@@ -90,22 +89,3 @@ def pattern_of(target_set: TargetSet) -> re.Pattern[str]:
     inside = "|".join(map(re.escape, IN_LAYERS[target_set]))
     alternatives = [rf"layers\.\d+\.(?:{inside})", *map(re.escape, OUTSIDE_LAYERS.get(target_set, ()))]
     return re.compile(re.escape(DECODER) + rf"(?:{'|'.join(alternatives)})")
-
-
-def travelling_name(path: str) -> str:
-    """A module's path as written into an adapter: it names one module in every published layout.
-
-    PEFT matches the end of a path at a dot, so ``layers.0.mlp.up_proj`` is found below
-    ``model.language_model`` (multimodal, and our own) and below ``model`` (text-only transformers).
-    """
-    return path.removeprefix(DECODER).removeprefix("model.")
-
-
-def travelling_names(paths: Iterable[str]) -> list[str]:
-    """Travelling names of these modules, each once, layer 2 before layer 10."""
-    return sorted(set(map(travelling_name, paths)), key=natural)
-
-
-def natural(path: str) -> list[tuple[int, str]]:
-    """A sorting key under which numbers in a path count as numbers."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in path.split(".")]

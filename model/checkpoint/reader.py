@@ -1,24 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint directory, read lazily: headers at once, tensors (or parts of them) when asked for."""
+"""A checkpoint directory, read lazily: headers at once, bytes of tensors only when asked for. Needs no torch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-
+from model.checkpoint.format import StoredTensor, read_header
 from model.checkpoint.names import ours
-from model.checkpoint.writer import INDEX_FILE, WEIGHTS_FILE
 from model.config import ModelConfig
 from model.errors import CheckpointError
-from model.slicing.cuts import Placement
 
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 HASH_BLOCK_BYTES = 1 << 24
+SAMPLES, SAMPLE_BYTES = 4, 1024  # of every tensor, for the fingerprint
 
 
 class Checkpoint:
@@ -27,11 +26,10 @@ class Checkpoint:
     Tensors go by our names, whichever published variant the files use.
     """
 
-    def __init__(self, path: Path, config: ModelConfig, files: dict[str, Any], homes: dict[str, tuple[str, str]]):
+    def __init__(self, path: Path, config: ModelConfig, tensors: dict[str, StoredTensor]):
         self.path = path
         self.config = config
-        self.files = files  # file name -> open safetensors file
-        self.homes = homes  # our name -> (file name, name in the file)
+        self.tensors = tensors  # by our name
 
     @classmethod
     def open(cls, path: Path | str) -> Checkpoint:
@@ -47,52 +45,50 @@ class Checkpoint:
         if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
             raise CheckpointError(f"{path}: is an adapter, not a model; give its base model here")
         config = ModelConfig.read(path)
-        files, homes = {}, {}
+        tensors: dict[str, StoredTensor] = {}
         for name, listed in weight_files(path).items():
-            files[name] = open_file(path / name)
-            found = set(files[name].keys())
-            check_against_index(path / name, found, listed)
-            for file_name in sorted(found):
+            found = read_header(path / name)
+            check_against_index(path / name, set(found), listed)
+            for file_name, tensor in sorted(found.items()):
                 own = ours(file_name)
-                if own in homes:
-                    raise CheckpointError(f"{path}: tensor '{own}' is there twice, in {homes[own][0]} and {name}")
-                homes[own] = (name, file_name)
-        return cls(path, config, files, homes)
+                if own in tensors:
+                    raise CheckpointError(
+                        f"{path}: tensor '{own}' is there twice, in {tensors[own].path.name} and {name}"
+                    )
+                tensors[own] = tensor
+        return cls(path, config, tensors)
 
     def names(self) -> tuple[str, ...]:
         """Names of all tensors, sorted."""
-        return tuple(sorted(self.homes))
+        return tuple(sorted(self.tensors))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, from the header."""
-        return tuple(self.slice_of(name).get_shape())
+        return self.tensors[name].shape
 
-    def tensor(self, name: str) -> Tensor:
-        """One whole tensor, on the CPU, in the dtype of the file."""
-        return self.part(name, Placement(name))
+    def dtype(self, name: str) -> str:
+        """A tensor's dtype as the file spells it, such as BF16."""
+        return self.tensors[name].dtype
 
-    def part(self, name: str, placement: Placement) -> Tensor:
-        """The part of one tensor that ``placement`` keeps; only that part is read from disk.
+    def stored(self, name: str) -> StoredTensor:
+        """Where a tensor lies."""
+        return self.tensors[name]
 
-        Raises:
-            CheckpointError: The file cannot be read.
+    def fingerprint(self) -> str:
+        """SHA-256 of names, dtypes and shapes, and of a few bytes from all over every tensor.
+
+        It takes a second where hashing every byte takes the time of reading them all. Training, merging or
+        rounding a model changes it; storing the same tensors in other files does not.
         """
-        file, file_name = self.homes[name]
-        try:
-            if placement.axis is None:
-                return self.files[file].get_tensor(file_name)
-            return placement.take(self.slice_of(name)).contiguous()
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{self.path / file}: cannot read '{file_name}' ({error})") from error
-
-    def slice_of(self, name: str) -> Any:
-        """safetensors' view of one tensor that is still on disk."""
-        file, file_name = self.homes[name]
-        return self.files[file].get_slice(file_name)
-
-    def file_hashes(self) -> dict[str, str]:
-        """SHA-256 of each weight file, as the hub shows it; reads every byte."""
-        return {name: sha256(self.path / name) for name in sorted(self.files)}
+        digest = hashlib.sha256()
+        for name in self.names():
+            tensor = self.tensors[name]
+            digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+            with tensor.path.open("rb", buffering=0) as file:
+                for sample in range(SAMPLES):
+                    at = (tensor.nbytes - SAMPLE_BYTES) * sample // (SAMPLES - 1)
+                    digest.update(os.pread(file.fileno(), min(SAMPLE_BYTES, tensor.nbytes), tensor.start + max(0, at)))
+        return digest.hexdigest()
 
 
 def weight_files(path: Path) -> dict[str, set[str] | None]:
@@ -122,14 +118,6 @@ def weight_files(path: Path) -> dict[str, set[str] | None]:
     if missing := [name for name in listed if not (path / name).is_file()]:
         raise CheckpointError(f"{path}: {INDEX_FILE} names {first_few(missing)}, which is not there; copy it too")
     return listed
-
-
-def open_file(path: Path) -> Any:
-    """An open safetensors file, or CheckpointError."""
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: cut short or not a safetensors file ({error}); copy it anew") from error
 
 
 def check_against_index(path: Path, found: set[str], listed: set[str] | None) -> None:

@@ -1,95 +1,102 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors to a checkpoint directory: shards of bounded size, an index, and a rename at the end.
+"""Tensors to a checkpoint directory, streamed: shards of bounded size, an index, a rename at the end. Needs no torch.
 
-Tensors are streamed: at most one shard is held in memory, whatever the size of the model.
+Names, shapes and so every byte's place are known before the first is written; memory is a few blocks. Reading,
+hashing and writing each wait for the disk or leave the interpreter, so threads overlap them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
-from safetensors.torch import save_file
-from torch import Tensor
-
+from model.checkpoint.blocks import Bytes
 from model.checkpoint.directory import whole_directory
-from model.checkpoint.shapes import model_shapes
+from model.checkpoint.format import header
+from model.checkpoint.reader import INDEX_FILE, WEIGHTS_FILE
 from model.config import CONFIG_FILE, ModelConfig, TextConfig
 from model.errors import CheckpointError
-from model.gemma3n import Gemma3n
-from model.slicing.count import Layout
 
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 SHARD_BYTES = 5_000_000_000  # what the hub and its tools are used to
 GENERATION_FILE = "generation_config.json"  # where transformers' generate looks for the ids to stop at
-METADATA = {"format": "pt"}  # transformers refuses files without it
+READERS = 2  # threads
+BLOCKS_AHEAD = 4  # read but not written yet
+Progress = Callable[[int], None]  # told of bytes as they are written
 
 
-def save(
-    model: Gemma3n,
-    target: Path,
-    *,
-    max_shard_bytes: int = SHARD_BYTES,
-    overwrite: bool = False,
-    extras: Callable[[Path], None] | None = None,
-) -> None:
-    """Write a live model as a checkpoint that ``load`` and transformers read, with the towers the model has.
+class Piece(Protocol):
+    """A few megabytes of a tensor, read when asked for."""
 
-    Without towers it is the checkpoint of a text-only model, also if the model was read from a multimodal one.
-    With only one of the two, transformers does not read it: it knows no Gemma 3n with one tower.
-
-    Args:
-        model: The model; a LoRA adapter must be merged first.
-        target: A directory that does not exist or is empty.
-        max_shard_bytes: Size of a weight file; a single larger tensor gets a file of its own.
-        overwrite: Whether another checkpoint at ``target`` may be replaced.
-        extras: Called with the directory being written, to add files such as the tokenizer's.
-
-    Raises:
-        CheckpointError: ``target`` is in use, or the model has an adapter in it.
-    """
-    check_plain(model, str(target))
-    tensors = ((name, parameter.detach()) for name, parameter in model.named_parameters())
-    write_checkpoint(
-        tensors, model.config, target, max_shard_bytes=max_shard_bytes, overwrite=overwrite, extras=extras
-    )  # fmt: skip
+    def read(self) -> Bytes:
+        """The bytes."""
+        ...
 
 
-def check_plain(model: Gemma3n, where: str) -> None:
-    """Raise CheckpointError unless a model's parameters are those of its config and nothing else.
+class Part(Protocol):
+    """A tensor to write: its place in the file is known from its shape, its bytes come in pieces."""
 
-    An adapter that is attached adds some and renames others.
-    """
-    found = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    expected = model_shapes(model.config, Layout.used)
-    if odd := sorted({name for name, _ in found.items() ^ expected.items()}):
-        raise CheckpointError(
-            f"{where}: the model's parameters are not those of its config ({len(odd)} differ, the first is"
-            f" '{odd[0]}'); if an adapter is attached, merge it first: merge(adapted) gives the plain model"
-        )
+    @property
+    def name(self) -> str:
+        """The name in the file."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """As safetensors spells it."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        ...
+
+    def blocks(self) -> Iterable[Piece]:
+        """All bytes of the tensor, in order."""
+        ...
 
 
 def write_checkpoint(
-    tensors: Iterable[tuple[str, Tensor]],
+    parts: Iterable[Part],
     config: ModelConfig,
     target: Path,
     *,
     max_shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
-    extras: Callable[[Path], None] | None = None,
+    extras: Callable[[Path, Mapping[str, str]], None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
-    """Write named tensors and their config as a checkpoint directory; see ``save`` for the arguments.
+    """Write tensors and their config as a checkpoint directory, which is whole or not there.
+
+    Args:
+        parts: The tensors, in the order they shall lie in the files.
+        config: What ``config.json`` shall say.
+        target: A directory that does not exist or is empty.
+        max_shard_bytes: Size of a weight file; a single larger tensor gets a file of its own.
+        overwrite: Whether another checkpoint at ``target`` may be replaced.
+        extras: Called with the directory being written, and the SHA-256 of each weight file in it, to add files.
+        progress: Told of bytes as they are written.
 
     Raises:
-        CheckpointError: ``target`` is in use, or a name comes twice.
+        CheckpointError: ``target`` is in use, the disk has no room, a name comes twice, or a source cannot be read.
     """
+    listed = list(parts)
     with whole_directory(target, overwrite=overwrite, marker=CONFIG_FILE) as directory:
-        write_tensors(tensors, directory, max_shard_bytes)
+        hashes = write_weights(listed, directory, max_shard_bytes, progress)
         config.write(directory)
         if extras is not None:
-            extras(directory)
+            extras(directory, hashes)
         if not (directory / GENERATION_FILE).exists():
             write_generation_config(config.text, directory)
 
@@ -104,49 +111,103 @@ def write_generation_config(config: TextConfig, directory: Path) -> None:
     (directory / GENERATION_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def write_tensors(tensors: Iterable[tuple[str, Tensor]], directory: Path, max_shard_bytes: int) -> None:
-    """Write the weight files, and their index if there are several."""
-    home: dict[str, int] = {}  # tensor -> number of its shard
-    total_bytes, num_shards = 0, 0
-    for shard in shards(tensors, max_shard_bytes):
-        if twice := sorted(home.keys() & shard.keys()):
-            raise CheckpointError(f"{directory}: tensor '{twice[0]}' comes twice; every name may be written once")
-        save_file(shard, numbered(directory, num_shards), metadata=METADATA)
-        home |= dict.fromkeys(shard, num_shards)
-        total_bytes += sum(tensor.nbytes for tensor in shard.values())
-        num_shards += 1
-        del shard  # before the next one is filled
-    if num_shards == 1:
-        numbered(directory, 0).rename(directory / WEIGHTS_FILE)
-        return
-    # The number of shards is part of their names, and only now known.
-    names = [f"model-{number + 1:05}-of-{num_shards:05}.safetensors" for number in range(num_shards)]
-    for number, name in enumerate(names):
-        numbered(directory, number).rename(directory / name)
-    index = {"metadata": {"total_size": total_bytes}, "weight_map": {name: names[home[name]] for name in sorted(home)}}
-    (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+def write_weights(
+    parts: Sequence[Part], directory: Path, max_shard_bytes: int, progress: Progress | None = None
+) -> dict[str, str]:
+    """Write the weight files, and their index if there are several; give each file's SHA-256.
+
+    Raises:
+        CheckpointError: A name comes twice, or the disk has no room.
+    """
+    homes: dict[str, str] = {}
+    hashes: dict[str, str] = {}
+    groups = shards(parts, max_shard_bytes)
+    check_room(directory, sum(part.nbytes for part in parts))
+    for number, group in enumerate(groups, start=1):
+        name = WEIGHTS_FILE if len(groups) == 1 else f"model-{number:05}-of-{len(groups):05}.safetensors"
+        for part in group:
+            if part.name in homes:
+                raise CheckpointError(f"{directory}: tensor '{part.name}' comes twice; every name may be written once")
+            homes[part.name] = name
+        hashes[name] = write_file(directory / name, group, progress)
+    if len(groups) > 1:
+        index = {
+            "metadata": {"total_size": sum(part.nbytes for part in parts)},
+            "weight_map": {name: homes[name] for name in sorted(homes)},
+        }
+        (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return hashes
 
 
-def shards(tensors: Iterable[tuple[str, Tensor]], max_shard_bytes: int) -> Iterator[dict[str, Tensor]]:
-    """Group tensors in the order they come; a shard exceeds the limit only if it holds a single tensor."""
-    shard: dict[str, Tensor] = {}
+def shards(parts: Iterable[Part], max_shard_bytes: int) -> list[list[Part]]:
+    """Group tensors in their order; a group exceeds the limit only if it holds a single tensor.
+
+    Raises:
+        CheckpointError: The limit is not a positive number.
+    """
+    if max_shard_bytes < 1:
+        raise CheckpointError(f"max_shard_bytes is {max_shard_bytes}; it must be at least 1, and is in bytes")
+    groups: list[list[Part]] = [[]]
     used_bytes = 0
-    for name, tensor in tensors:
-        if shard and (used_bytes + tensor.nbytes > max_shard_bytes or name in shard):
-            yield shard
-            shard, used_bytes = {}, 0
-        shard[name] = stored(tensor)
-        used_bytes += tensor.nbytes
-    yield shard
+    for part in parts:
+        if groups[-1] and used_bytes + part.nbytes > max_shard_bytes:
+            groups.append([])
+            used_bytes = 0
+        groups[-1].append(part)
+        used_bytes += part.nbytes
+    return groups
 
 
-def stored(tensor: Tensor) -> Tensor:
-    """The tensor as safetensors can write it: on the CPU, in one piece, with no memory but its own."""
-    tensor = tensor.detach().cpu().contiguous()
-    whole = tensor.untyped_storage().nbytes() == tensor.nbytes
-    return tensor if whole else tensor.clone()
+def check_room(directory: Path, needed_bytes: int) -> None:
+    """Raise CheckpointError if the disk has less room than is needed, before anything is written to it."""
+    free_bytes = shutil.disk_usage(directory).free
+    if needed_bytes > free_bytes:
+        raise CheckpointError(
+            f"{directory.parent}: {needed_bytes / 1e9:.2f} GB are to be written, but the disk has"
+            f" {free_bytes / 1e9:.2f} GB left; make room, or choose another place"
+        )
 
 
-def numbered(directory: Path, number: int) -> Path:
-    """The name of a shard while the number of shards is not known."""
-    return directory / f"shard-{number:05}.safetensors"
+def write_file(path: Path, parts: Sequence[Part], progress: Progress | None = None) -> str:
+    """Write one safetensors file; give its SHA-256."""
+    digest = hashlib.sha256()
+    beginning = header((part.name, part.dtype, part.shape) for part in parts)
+    digest.update(beginning)
+    pieces = (piece for part in parts for piece in part.blocks())
+    with (
+        path.open("wb", buffering=0) as file,
+        ThreadPoolExecutor(READERS) as readers,
+        ThreadPoolExecutor(1) as hasher,
+    ):
+        file.write(beginning)
+        hashed: Future[None] | None = None
+        for block in read_ahead(pieces, readers):
+            if hashed is not None:
+                hashed.result()  # at most one block waits to be hashed
+            hashed = hasher.submit(digest.update, block.data)
+            write_all(file.fileno(), block)
+            if progress is not None:
+                progress(block.nbytes)
+    return digest.hexdigest()
+
+
+def read_ahead(pieces: Iterable[Piece], readers: ThreadPoolExecutor) -> Iterator[Bytes]:
+    """The pieces' bytes in order, the next few already on their way."""
+    waiting: deque[Future[Bytes]] = deque()
+    try:
+        for piece in pieces:
+            waiting.append(readers.submit(piece.read))
+            if len(waiting) > BLOCKS_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for one in waiting:
+            one.cancel()
+
+
+def write_all(descriptor: int, block: Bytes) -> None:
+    """Write every byte: the system may take fewer at once."""
+    rest = block.data
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]

@@ -10,25 +10,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
-from model.adapter.targets import travelling_name, travelling_names
+from model.adapter.naming import travelling_name, travelling_names
+from model.checkpoint.blocks import StoredPart
 from model.checkpoint.directory import whole_directory
+from model.checkpoint.format import StoredTensor, read_header
 from model.checkpoint.names import like, modality_of, ours, text_only
 from model.checkpoint.reader import sha256
-from model.checkpoint.writer import METADATA
-from model.config import TextConfig
+from model.checkpoint.shapes import model_shapes
+from model.checkpoint.writer import write_file
+from model.config import ModelConfig, TextConfig
 from model.errors import CheckpointError, SliceError
-from model.slicing.checkpoint import LINEAGE_FILE
-from model.slicing.cuts import Placement, place
-from model.slicing.spec import SliceSpec
+from model.slicing.count import Layout
+from model.slicing.cuts import TOWER_PREFIXES, Kept, Placement, place
+from model.slicing.lineage import LINEAGE_FILE
+from model.slicing.submodel import SubModel
 from model.tower_config import Modality
 
 ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -55,70 +55,67 @@ FACTORS = (
 PATTERNS = ("rank_pattern", "alpha_pattern")
 # What PEFT chooses modules by, beside ``target_modules``; nothing is left to choose once those are spelled out.
 SELECTIONS = ("exclude_modules", "layers_to_transform", "layers_pattern")
-LAYER_PATH = re.compile(r"(?P<before>(?:.*\.)?layers\.)(?P<layer>\d+)(?P<after>(?:\..*)?)")
+LAYER_PATH = re.compile(r"(?P<before>(?:.*\.)?(?P<kind>layers|conformer)\.)(?P<layer>\d+)(?P<after>(?:\..*)?)")
 
 
-def slice_adapter(
-    source: Path,
-    target: Path,
-    spec: SliceSpec,
-    config: TextConfig,
-    *,
-    modalities: Iterable[Modality] | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Write the part of a LoRA adapter that belongs to the sub-model ``spec``, as a PEFT directory.
-
-    What it changes of towers is carried along whole.
+def slice_adapter(source: Path, target: Path, sub: SubModel, config: ModelConfig, *, overwrite: bool = False) -> None:
+    """Write the part of a LoRA adapter that belongs to the sub-model ``sub``, as a PEFT directory.
 
     Args:
         source: A PEFT directory, trained on a model of ``config``.
         target: A directory that does not exist or is empty.
-        spec: The part of the parent.
-        config: The parent's text config.
-        modalities: What the sub-model takes in, where towers are left out of it; the adapter then loses what it
-            changes of those. None: all that the parent has.
+        sub: The part of the parent; the adapter loses what it changes of towers that are left out.
+        config: The parent's config.
         overwrite: Whether another adapter at ``target`` may be replaced.
 
     Raises:
-        CheckpointError: ``source`` is no LoRA adapter that can be read, or ``target`` is in use.
-        SliceError: The spec does not fit the parent, something in the adapter cannot be cut, or nothing
+        CheckpointError: ``source`` is no LoRA adapter that can be read, or not one of this parent; or ``target`` is
+            in use.
+        SliceError: The sub-model does not fit the parent, something in the adapter cannot be cut, or nothing
             of it is left.
     """
     source, target = Path(source), Path(target)
-    spec.check(config)
+    sub.check(config)
     written, tensors = read(source)
     refuse_uncuttable(source, written, tensors)
-    kept = set(Modality) if modalities is None else {Modality.text, *modalities}
-    tensors = {name: tensor for name, tensor in tensors.items() if modality_of(ours(weight_name(name))) in kept}
-    sliced = dict(slice_tensors(tensors, spec, config))
-    if kept == {Modality.text}:  # the base becomes a text-only model, whose modules transformers names otherwise
-        sliced = {PREFIX + text_only(name.removeprefix(PREFIX)): tensor for name, tensor in sliced.items()}
+    refuse_another_base(source, written, tensors, config)
+    sliced = slice_tensors(tensors, sub, config.text)
+    wanted = config if sub.modalities is None else config.only(sub.modalities)
+    if wanted.modalities == (Modality.text,):  # a text-only model, whose modules transformers names otherwise
+        sliced = {name: renamed(placement) for name, placement in sliced.items()}
     if not any(factor for _, factor in map(split, sliced)):
         raise SliceError(
-            f"slice '{spec.name}': {source} adapts none of the kept layers and towers; nothing is left of it; leave"
+            f"slice '{sub.name}': {source} adapts none of the kept layers and towers; nothing is left of it; leave"
             " adapter_path out, or keep what it adapts (skip_layers, modalities)"
         )
     lineage = {
-        "spec": dataclasses.asdict(spec),
+        "spec": dataclasses.asdict(sub.spec),
         "parent": {"sha256": {ADAPTER_WEIGHTS_FILE: sha256(source / ADAPTER_WEIGHTS_FILE)}},
     }
     with whole_directory(target, overwrite=overwrite, marker=ADAPTER_CONFIG_FILE) as directory:
-        save_file(sliced, directory / ADAPTER_WEIGHTS_FILE, metadata=METADATA)
+        parts = [StoredPart(tensors[name], placement) for name, placement in sliced.items()]
+        write_file(directory / ADAPTER_WEIGHTS_FILE, parts)
         for name, content in (
-            (ADAPTER_CONFIG_FILE, slice_peft_config(written, tensors, spec)),
+            (ADAPTER_CONFIG_FILE, slice_peft_config(written, tensors, sub)),
             (LINEAGE_FILE, lineage),
         ):
             (directory / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def read(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and tensors of a PEFT directory, as they stand in it."""
+def renamed(placement: Placement) -> Placement:
+    """The same part, under the name that a text-only model of transformers has for it."""
+    return dataclasses.replace(placement, name=PREFIX + text_only(placement.name.removeprefix(PREFIX)))
+
+
+def read(source: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
+    """Config of a PEFT directory, and where its tensors lie, by their names in it."""
     require_files(source)
     try:
         written = json.loads((source / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))
-        return written, load_file(source / ADAPTER_WEIGHTS_FILE)
-    except (json.JSONDecodeError, SafetensorError, OSError) as error:
+        if not isinstance(written, dict):
+            raise TypeError("its config is no JSON object")
+        return written, read_header(source / ADAPTER_WEIGHTS_FILE)
+    except (ValueError, TypeError, OSError) as error:
         raise CheckpointError(f"{source}: cannot be read as a PEFT adapter ({error})") from error
 
 
@@ -144,22 +141,53 @@ def refuse_uncuttable(source: Path, written: dict[str, Any], tensors: Iterable[s
             raise SliceError(f"{source}: has {setting}, which cannot be sliced; merge, then slice the model")
 
 
-def slice_tensors(tensors: Mapping[str, Tensor], spec: SliceSpec, config: TextConfig) -> Iterator[tuple[str, Tensor]]:
-    """The sub-model's part of each tensor of a PEFT file, under its new name in the same spelling."""
+def refuse_another_base(
+    source: Path, written: Mapping[str, Any], tensors: Mapping[str, StoredTensor], config: ModelConfig
+) -> None:
+    """Raise CheckpointError for factors whose sizes are not those of the parent's weights, or of one rank."""
+    known = model_shapes(config, Layout.published)
+    ranks: dict[str, set[int]] = {}
     for name, tensor in tensors.items():
         module, factor = split(name)
-        base_name = weight_name(name)
-        placement = place(ours(base_name), spec, config)
-        if placement is None:
+        weight = ours(weight_name(name))
+        if factor is None or weight not in known:  # what is no weight of the parent is refused by the table of cuts
             continue
-        new_name = like(base_name, placement.name)
-        if factor is None:
-            new_name = new_name if base_name == module else new_name.removesuffix(".weight") + f"{BASE}.weight"
-            yield PREFIX + new_name, placement.take(tensor).contiguous()
-            continue
-        cut_here = placement.axis == factor.base_axis
-        kept = Placement(new_name, factor.axis, placement.ranges).take(tensor) if cut_here else tensor
-        yield PREFIX + new_name.removesuffix(".weight") + factor.suffix, kept.contiguous()
+        found, expected = tensor.shape[factor.axis], known[weight][factor.base_axis]
+        if found != expected:
+            raise CheckpointError(
+                f"{source}: '{name}' fits a weight of {found}, but the parent's '{weight}' has {expected}; give the"
+                " adapter of this checkpoint, or the checkpoint it was trained on"
+            )
+        if len(tensor.shape) > 1:
+            ranks.setdefault(module, set()).add(tensor.shape[1 - factor.axis])
+    pattern = spell_pattern(written.get("rank_pattern") or {}, {module: ours(module) for module in ranks})
+    for module, found in ranks.items():
+        rank = pattern.get(travelling_name(ours(module)), written.get("r"))
+        if found != {rank}:
+            raise CheckpointError(
+                f"{source}: the factors of '{module}' are of rank {', '.join(map(str, sorted(found)))}, but"
+                f" {ADAPTER_CONFIG_FILE} says {rank}; the two files are not of one adapter: copy both anew"
+            )
+
+
+def slice_tensors(names: Iterable[str], sub: SubModel, config: TextConfig) -> dict[str, Placement]:
+    """Where each tensor of a PEFT file goes in the sub-model's, under its new name in the same spelling."""
+    return {name: placement for name in names if (placement := place_factor(name, sub, config))}
+
+
+def place_factor(name: str, sub: SubModel, config: TextConfig) -> Placement | None:
+    """Place one tensor of a PEFT file; None if its layer or tower is left out."""
+    module, factor = split(name)
+    base_name = weight_name(name)
+    placement = place(ours(base_name), sub, config)
+    if placement is None:
+        return None
+    new_name = like(base_name, placement.name)
+    if factor is None:
+        new_name = new_name if base_name == module else new_name.removesuffix(".weight") + f"{BASE}.weight"
+        return Placement(PREFIX + new_name, placement.kept)
+    carried = tuple(Kept(factor.axis, kept.ranges) for kept in placement.kept if kept.axis == factor.base_axis)
+    return Placement(PREFIX + new_name.removesuffix(".weight") + factor.suffix, carried)
 
 
 def split(name: str) -> tuple[str, Factor | None]:
@@ -181,7 +209,7 @@ def weight_name(name: str) -> str:
     return f"{module}.weight" if factor else module.replace(f"{BASE}.weight", ".weight")
 
 
-def slice_peft_config(written: Mapping[str, Any], names: Iterable[str], spec: SliceSpec) -> dict[str, Any]:
+def slice_peft_config(written: Mapping[str, Any], names: Iterable[str], sub: SubModel) -> dict[str, Any]:
     """``adapter_config.json`` of the sub-model's adapter, every module spelled out.
 
     How the parent's config chose its modules does not matter: those that have tensors are those it chose.
@@ -189,17 +217,16 @@ def slice_peft_config(written: Mapping[str, Any], names: Iterable[str], spec: Sl
     Args:
         written: The parent's.
         names: Tensors of the parent's adapter.
-        spec: The part of the parent.
+        sub: The part of the parent.
     """
-    kept = {layer: position for position, layer in enumerate(spec.kept_layers)}
-    moves = {module: renumbered(module, kept) for module in adapted_modules(names)}
+    moves = {module: renumbered(module, sub) for module in adapted_modules(names)}
     moved = {old: new for old, new in moves.items() if new is not None}
     changes = {setting: spell_pattern(written.get(setting) or {}, moved) for setting in PATTERNS}
     changes |= dict.fromkeys(SELECTIONS)
     changes |= {"base_model_name_or_path": None, "revision": None}  # the parent's base is not this adapter's
     in_full = written.get("modules_to_save")
     if in_full is not None:
-        changes["modules_to_save"] = [new for entry in in_full if (new := renumbered(entry, kept)) is not None]
+        changes["modules_to_save"] = [new for entry in in_full if (new := renumbered(entry, sub)) is not None]
     return dict(written) | changes | {"target_modules": travelling_names(moved.values())}
 
 
@@ -208,13 +235,19 @@ def adapted_modules(names: Iterable[str]) -> set[str]:
     return {module for module, factor in map(split, names) if factor}
 
 
-def renumbered(path: str, kept: Mapping[int, int]) -> str | None:
-    """A module path with its layer's new number; None if the layer is skipped; as it is if it names no layer."""
+def renumbered(path: str, sub: SubModel) -> str | None:
+    """A module path with its layer's new number; None if it is left out; as it is if it names no layer."""
+    media = [medium for medium in TOWER_PREFIXES if modality_of(f"{ours(path)}.") is medium]
+    if not all(sub.has(medium) for medium in media):
+        return None
     match = LAYER_PATH.fullmatch(path)
     if match is None:
         return path
-    position = kept.get(int(match["layer"]))
-    return None if position is None else f"{match['before']}{position}{match['after']}"
+    kept = sub.spec.kept_layers if match["kind"] == "layers" else sub.audio_layers
+    if kept is None:
+        return path
+    layer = int(match["layer"])
+    return f"{match['before']}{kept.index(layer)}{match['after']}" if layer in kept else None
 
 
 def spell_pattern(pattern: Mapping[str, int], modules: Mapping[str, str]) -> dict[str, int]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The disk carrier: a smaller checkpoint from a larger one, one tensor at a time.
+"""The disk carrier: a smaller checkpoint from a larger one, byte range by byte range. Needs no torch.
 
 Everything the parent's files hold is carried along: a stored head, the keys and values of readers that
 other loaders may ask for, and towers unless they are to be left out.
@@ -7,46 +7,43 @@ other loaders may ask for, and towers unless they are to be left out.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
-
+from model.checkpoint.blocks import StoredPart
+from model.checkpoint.checking import check_tensors
 from model.checkpoint.directory import check_target
-from model.checkpoint.load import check_tensors
-from model.checkpoint.names import modality_of
+from model.checkpoint.names import TOKEN_TABLE, modality_of, unused
 from model.checkpoint.reader import Checkpoint
-from model.checkpoint.shapes import model_shapes
-from model.checkpoint.writer import SHARD_BYTES, write_checkpoint
+from model.checkpoint.writer import SHARD_BYTES, Part, Progress, write_checkpoint
 from model.config import CONFIG_FILE, ModelConfig
+from model.errors import CheckpointError
 from model.processor.tokenizer import MEDIA_FILES, TEXT_FILES, TOKENIZER_FILE
 from model.slicing.config import slice_config
-from model.slicing.count import Layout, count_effective_parameters, count_parameters, text_shapes
 from model.slicing.cuts import place
-from model.slicing.spec import SliceSpec
-from model.tower_config import Modality
+from model.slicing.dead_kv import DeadKV, fillers
+from model.slicing.lineage import lineage_of, write_card, write_lineage
+from model.slicing.submodel import SubModel
 
-LINEAGE_FILE = "slice.json"
 CARRIED_FILES = (TOKENIZER_FILE, *TEXT_FILES, "generation_config.json")  # the same for every size of a model
 
 
 def slice_checkpoint(
     source: Checkpoint | Path | str,
     target: Path | str,
-    spec: SliceSpec,
+    sub: SubModel,
     *,
-    modalities: Iterable[Modality] | None = None,
+    dead_kv: DeadKV = DeadKV.keep,
     max_shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> None:
-    """Write the sub-model ``spec`` of a checkpoint as a checkpoint of its own.
+    """Write the part ``sub`` of a checkpoint as a checkpoint of its own.
 
-    Needs memory for one shard. Beside the weights it writes the sliced ``config.json``, copies of the
-    tokenizer and processor files, and ``slice.json``, which says of which parent this is which part.
+    Needs memory for a few blocks of bytes, whatever the size of a tensor. Beside the weights it writes the sliced
+    ``config.json``, copies of the tokenizer and processor files, a model card, and ``slice.json``, which says of
+    which parent this is which part, and what every file's SHA-256 is.
 
     Without both towers it is the checkpoint of a text-only model. Without one of them it is one that matslice
     reads, but not transformers, which knows no Gemma 3n with one tower.
@@ -54,42 +51,63 @@ def slice_checkpoint(
     Args:
         source: The parent, or its directory.
         target: A directory that does not exist or is empty.
-        spec: The part of the parent that is written.
-        modalities: What the sub-model shall take in; other towers are left out, and need not be in order. None:
-            all that the parent has.
+        sub: The part of the parent that is written; towers it leaves out need not be in order.
+        dead_kv: What becomes of keys and values that nothing computes with.
         max_shard_bytes: Size of a weight file; a single larger tensor gets a file of its own.
         overwrite: Whether another checkpoint at ``target`` may be replaced.
+        progress: Told of bytes as they are written.
 
     Raises:
-        CheckpointError: The source is incomplete, or the target in use.
+        CheckpointError: The source is incomplete, the target in use, or the disk has no room.
         ConfigError: The parent has no tower for one of the modalities.
-        SliceError: The spec does not fit the source.
+        SliceError: The sub-model does not fit the source.
     """
     parent, target = source if isinstance(source, Checkpoint) else Checkpoint.open(source), Path(target)
-    spec.check(parent.config.text)
+    sub.check(parent.config)
+    refuse_within(parent.path, target)
     check_target(target, overwrite=overwrite, marker=CONFIG_FILE)
-    wanted = check_tensors(parent, modalities)
+    wanted = check_tensors(parent, sub.modalities)
+    small = slice_config(parent.config, sub)
+    lineage = lineage_of(parent, wanted, sub, dead_kv)
 
-    def add_files(directory: Path) -> None:
+    def add_files(directory: Path, hashes: Mapping[str, str]) -> None:
         carry_files(parent.path, directory, media=wanted.is_multimodal)
-        lineage = json.dumps(lineage_of(parent, wanted, spec), indent=2) + "\n"
-        (directory / LINEAGE_FILE).write_text(lineage, encoding="utf-8")
+        write_card(lineage, parent, small, directory)
+        write_lineage(lineage, hashes, directory)
 
     write_checkpoint(
-        parts(parent, wanted, spec),
-        slice_config(wanted, spec),
+        list(parts(parent, wanted, sub, dead_kv, small)),
+        small,
         target,
         max_shard_bytes=max_shard_bytes,
         overwrite=overwrite,
         extras=add_files,
+        progress=progress,
     )
 
 
-def parts(source: Checkpoint, wanted: ModelConfig, spec: SliceSpec) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of the sub-model ``spec`` of what is wanted of a parent, each read when it is asked for."""
-    for name in source.names():
-        if modality_of(name) in wanted.modalities and (placement := place(name, spec, wanted.text)):
-            yield placement.name, source.part(name, placement)
+def parts(
+    source: Checkpoint, wanted: ModelConfig, sub: SubModel, dead_kv: DeadKV, small: ModelConfig
+) -> Iterator[Part]:
+    """The tensors of the part ``sub`` of what is wanted of a parent, in the order the parent's files have them."""
+    dead = unused(wanted.text) if dead_kv is not DeadKV.keep else {}
+    stored = sorted((source.stored(name) for name in source.names()), key=lambda tensor: (tensor.path, tensor.start))
+    names = {(tensor.path, tensor.name): name for name, tensor in source.tensors.items()}
+    for tensor in stored:
+        name = names[tensor.path, tensor.name]
+        if modality_of(name) in wanted.modalities and name not in dead and (found := place(name, sub, wanted.text)):
+            yield StoredPart(tensor, found)
+    if dead_kv is DeadKV.zeros:
+        yield from fillers(small.text, source.dtype(TOKEN_TABLE))
+
+
+def refuse_within(source: Path, target: Path) -> None:
+    """Raise CheckpointError if the target is the source, or a directory in it: it would be taken for part of it."""
+    inside, outside = target.resolve(), source.resolve()
+    if inside == outside or outside in inside.parents or inside in outside.parents:
+        raise CheckpointError(
+            f"{target}: is the parent's own directory {source}, lies in it, or holds it; choose another place"
+        )
 
 
 def carry_files(source: Path, directory: Path, *, media: bool = True) -> None:
@@ -103,27 +121,3 @@ def carry_files(source: Path, directory: Path, *, media: bool = True) -> None:
     for name in (*CARRIED_FILES, *(MEDIA_FILES if media else ())):
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)
-
-
-def lineage_of(source: Checkpoint, wanted: ModelConfig, spec: SliceSpec) -> dict[str, Any]:
-    """The content of ``slice.json``: the parent's fingerprint (and its own lineage), the spec, the sizes.
-
-    Args:
-        source: The parent.
-        wanted: Its config, without the towers that are left out.
-        spec: The part of the parent.
-    """
-    config = wanted.text
-    used, published = (text_shapes(config, layout).items() for layout in (Layout.used, Layout.published))
-    parent: dict[str, Any] = {"layers": config.num_hidden_layers, "sha256": source.file_hashes()}
-    if (source.path / LINEAGE_FILE).is_file():
-        parent["slice"] = json.loads((source.path / LINEAGE_FILE).read_text(encoding="utf-8"))
-    return {
-        "spec": dataclasses.asdict(spec),
-        "parent": parent,
-        "modalities": list(wanted.modalities),
-        "parameters": count_parameters(model_shapes(wanted, Layout.used).items(), spec, config),
-        "text_parameters": count_parameters(used, spec, config),
-        "effective_parameters": count_effective_parameters(used, spec, config),
-        "effective_parameters_in_published_layout": count_effective_parameters(published, spec, config),
-    }

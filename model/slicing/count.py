@@ -14,7 +14,7 @@ from enum import StrEnum
 from model.checkpoint.names import TIED_HEAD, TOKEN_TABLE, is_tower, unused
 from model.config import TextConfig
 from model.slicing.cuts import LAYER, TEXT, place
-from model.slicing.spec import SliceSpec
+from model.slicing.submodel import SubModel
 
 # Tables that are looked up, not multiplied with: left out of the "effective" parameters.
 LOOKED_UP = (TOKEN_TABLE, f"{TEXT}.embed_tokens_per_layer.weight")
@@ -83,18 +83,18 @@ def layer_shapes(config: TextConfig, layer: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-def count_parameters(shapes: Iterable[tuple[str, Sequence[int]]], spec: SliceSpec, config: TextConfig) -> int:
-    """Parameters of the sub-model ``spec`` of a model whose tensors have these names and shapes.
+def count_parameters(shapes: Iterable[tuple[str, Sequence[int]]], sub: SubModel, config: TextConfig) -> int:
+    """Parameters of the part ``sub`` of a model whose tensors have these names and shapes.
 
     Towers count if they are given, a stored copy of the tied head does not.
 
     Raises:
         SliceError: A name is in no row of the table of cuts.
     """
-    return sum(size for _, size in placed_sizes(shapes, spec, config))
+    return sum(size for _, size in placed_sizes(shapes, sub, config))
 
 
-def count_effective_parameters(shapes: Iterable[tuple[str, Sequence[int]]], spec: SliceSpec, config: TextConfig) -> int:
+def count_effective_parameters(shapes: Iterable[tuple[str, Sequence[int]]], sub: SubModel, config: TextConfig) -> int:
     """Parameters of the sub-model's text decoder without its two token tables: the "E" in E2B.
 
     Google's published figures are those of ``Layout.published``.
@@ -102,16 +102,14 @@ def count_effective_parameters(shapes: Iterable[tuple[str, Sequence[int]]], spec
     Raises:
         SliceError: A name is in no row of the table of cuts.
     """
-    return sum(
-        size for name, size in placed_sizes(shapes, spec, config) if name not in LOOKED_UP and not is_tower(name)
-    )
+    return sum(size for name, size in placed_sizes(shapes, sub, config) if name not in LOOKED_UP and not is_tower(name))
 
 
 def placed_sizes(
-    shapes: Iterable[tuple[str, Sequence[int]]], spec: SliceSpec, config: TextConfig
+    shapes: Iterable[tuple[str, Sequence[int]]], sub: SubModel, config: TextConfig
 ) -> Iterator[tuple[str, int]]:
     """Name and size, in the sub-model, of each tensor that it has."""
     for name, shape in shapes:
-        placement = place(name, spec, config)
+        placement = place(name, sub, config)
         if placement is not None and name != TIED_HEAD:
             yield placement.name, math.prod(placement.shape(shape))

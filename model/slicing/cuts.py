@@ -2,8 +2,8 @@
 """The table of cuts: for every tensor of the published checkpoint, what a sub-model has less of it.
 
 The table is total. A tensor that nobody thought of is an error, never a silent copy. ``place`` is its
-only reader, and answers with a value that serves a live tensor, one still on disk, a LoRA factor or
-just a shape.
+only reader, and answers with a value that serves a live tensor, one still on disk, a LoRA factor, an
+optimizer's moment or just a shape.
 """
 
 from __future__ import annotations
@@ -12,14 +12,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Protocol, runtime_checkable
-
-import torch
-from torch import Tensor
 
 from model.config import TextConfig
 from model.errors import SliceError
-from model.slicing.spec import SliceSpec
+from model.slicing.submodel import SubModel
+from model.tower_config import Modality
 
 
 class Dim(Enum):
@@ -27,6 +24,8 @@ class Dim(Enum):
 
     FFN = "ffn"  # one layer's feed-forward neurons; a prefix is kept
     LAYERS = "layers"  # one block of hidden_size_per_layer_input entries per decoder layer
+    TEXT_TOKENS = "text tokens"  # one entry for each id of the text; those of the kept vocabulary stay
+    TOKENS = "tokens"  # likewise, and behind them the ids of media, which all stay
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,9 @@ CUTS = (
     Cut(f"{LAYER}.mlp.gate_proj.weight", axis=0, dim=Dim.FFN),
     Cut(f"{LAYER}.mlp.up_proj.weight", axis=0, dim=Dim.FFN),
     Cut(f"{LAYER}.mlp.down_proj.weight", axis=1, dim=Dim.FFN),
+    Cut(f"{TEXT}.embed_tokens.weight", axis=0, dim=Dim.TOKENS),
+    Cut("lm_head.weight", axis=0, dim=Dim.TOKENS),
+    Cut(f"{TEXT}.embed_tokens_per_layer.weight", axis=0, dim=Dim.TEXT_TOKENS),
     Cut(f"{TEXT}.embed_tokens_per_layer.weight", axis=1, dim=Dim.LAYERS),
     Cut(f"{TEXT}.per_layer_model_projection.weight", axis=0, dim=Dim.LAYERS),
 )
@@ -72,16 +74,19 @@ WHOLE = (
     f"{LAYER}.per_layer_input_gate.weight",
     f"{LAYER}.per_layer_projection.weight",
     f"{LAYER}.post_per_layer_input_norm.weight",
-    f"{TEXT}.embed_tokens.weight",
     f"{TEXT}.per_layer_projection_norm.weight",
     f"{TEXT}.altup_projections.{{stream}}.weight",
     f"{TEXT}.altup_unembed_projections.{{stream}}.weight",
     f"{TEXT}.norm.weight",
-    "lm_head.weight",
 )
 
-# Kept whole, whatever they hold: no cut reaches into the towers.
-WHOLE_PREFIXES = ("model.vision_tower.", "model.audio_tower.", "model.embed_vision.", "model.embed_audio.")
+# Kept whole, whatever they hold, or dropped with their tower. Layers of the audio tower are renumbered.
+TOWER_PREFIXES = {
+    Modality.vision: ("model.vision_tower.", "model.embed_vision."),
+    Modality.audio: ("model.audio_tower.", "model.embed_audio."),
+}
+WHOLE_PREFIXES = tuple(prefix for prefixes in TOWER_PREFIXES.values() for prefix in prefixes)
+AUDIO_LAYER = re.compile(r"(?P<before>model\.audio_tower\.conformer\.)(?P<number>0|[1-9]\d*)(?P<after>\..+)")
 
 # Fields of the config with one entry per layer; the widths come from the spec.
 PER_LAYER_FIELDS = ("layer_types", "activation_sparsity_pattern")
@@ -89,62 +94,68 @@ PER_LAYER_FIELDS = ("layer_types", "activation_sparsity_pattern")
 NUMBERED = re.compile(
     re.escape(TEXT) + r"\.(?P<kind>layers|altup_projections|altup_unembed_projections)\.(?P<number>0|[1-9]\d*)\."
 )
-CUT_OF = {cut.pattern: cut for cut in CUTS}
+CUTS_OF = {cut.pattern: tuple(other for other in CUTS if other.pattern == cut.pattern) for cut in CUTS}
 
 
-@runtime_checkable
-class Sliceable(Protocol):
-    """What a part is taken from: a Tensor, or a safetensors slice that is still on disk."""
+@dataclass(frozen=True)
+class Kept:
+    """The entries along one axis that a sub-model keeps: ranges, ascending, not touching each other."""
 
-    def __getitem__(self, index: Any, /) -> Tensor:
-        """The part at this index."""
-        ...
+    axis: int
+    ranges: tuple[range, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.ranges))
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where one parent tensor goes in the sub-model, and which part of it: ``ranges`` of one axis, or all."""
+    """Where one parent tensor goes in the sub-model, and which part of it: of axes not named here, all."""
 
     name: str
-    axis: int | None = None  # None: the whole tensor
-    ranges: tuple[range, ...] = ()  # ascending, not touching each other
-
-    def take(self, source: Sliceable) -> Tensor:
-        """The part of ``source`` that goes into the sub-model; may share memory with a live tensor."""
-        if self.axis is None:
-            return source[...]
-        before = (slice(None),) * self.axis
-        parts = [source[(*before, slice(kept.start, kept.stop))] for kept in self.ranges]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=self.axis)
+    kept: tuple[Kept, ...] = ()
 
     def shape(self, parent: Sequence[int]) -> tuple[int, ...]:
         """The shape of the part that goes into the sub-model, of a tensor of shape ``parent``."""
-        if self.axis is None:
-            return tuple(parent)
-        return (*parent[: self.axis], sum(map(len, self.ranges)), *parent[self.axis + 1 :])
+        sizes = {kept.axis: len(kept) for kept in self.kept}
+        return tuple(sizes.get(axis, size) for axis, size in enumerate(parent))
 
 
-def place(name: str, spec: SliceSpec, config: TextConfig) -> Placement | None:
-    """Place one parent tensor in the sub-model; None if its layer is skipped.
+def place(name: str, sub: SubModel, config: TextConfig) -> Placement | None:
+    """Place one parent tensor in the sub-model; None if its layer or tower is left out.
 
     Args:
         name: The tensor's published name (``model.language_model.…``, a tower's, or ``lm_head.weight``).
-        spec: The sub-model, checked against ``config``.
+        sub: The sub-model, checked against the parent's config.
         config: The parent's text config.
 
     Raises:
         SliceError: No row of the table names this tensor, or it is of a layer the parent does not have.
     """
     row, number = row_of(name)
+    if row in WHOLE_PREFIXES:
+        return place_tower(name, sub)
     if "{layer}" not in row:
-        return cut_to(name, CUT_OF.get(row), 0, spec, config)
+        return Placement(name, kept_of(row, 0, sub, config))
     assert number is not None
     if number >= config.num_hidden_layers:
         raise SliceError(f"tensor '{name}': the parent has layers 0 to {config.num_hidden_layers - 1}")
-    if number not in spec.kept_layers:
+    if number not in sub.spec.kept_layers:
         return None
-    position = spec.kept_layers.index(number)
-    return cut_to(row.replace("{layer}", str(position)), CUT_OF.get(row), position, spec, config)
+    position = sub.spec.kept_layers.index(number)
+    return Placement(row.replace("{layer}", str(position)), kept_of(row, position, sub, config))
+
+
+def place_tower(name: str, sub: SubModel) -> Placement | None:
+    """Place a tensor of a tower or its embedder."""
+    if not any(sub.has(medium) for medium, prefixes in TOWER_PREFIXES.items() if name.startswith(prefixes)):
+        return None
+    layer = AUDIO_LAYER.fullmatch(name)
+    if layer is None or sub.audio_layers is None:
+        return Placement(name)
+    if int(layer["number"]) not in sub.audio_layers:
+        return None
+    return Placement(f"{layer['before']}{sub.audio_layers.index(int(layer['number']))}{layer['after']}")
 
 
 def row_of(name: str) -> tuple[str, int | None]:
@@ -161,19 +172,28 @@ def row_of(name: str) -> tuple[str, int | None]:
         placeholder = "{layer}" if match["kind"] == "layers" else "{stream}"
         row, number = f"{name[: match.start('number')]}{placeholder}.{name[match.end() :]}", int(match["number"])
     is_template = "{" in name  # a row itself, not a tensor's name
-    if is_template or (row not in CUT_OF and row not in WHOLE):
+    if is_template or (row not in CUTS_OF and row not in WHOLE):
         raise SliceError(f"tensor '{name}' is in no row of model/slicing/cuts.py; add it to CUTS or WHOLE")
     return row, number
 
 
-def cut_to(name: str, cut: Cut | None, position: int, spec: SliceSpec, config: TextConfig) -> Placement:
-    """The placement that one row asks for; ``position`` is the layer's place in the sub-model."""
-    if cut is None:
-        return Placement(name)
-    if cut.dim is Dim.FFN:
-        return Placement(name, cut.axis, (range(spec.ffn_widths[position]),))
-    block = config.hidden_size_per_layer_input
-    return Placement(name, cut.axis, blocks(spec.kept_layers, block))
+def kept_of(row: str, position: int, sub: SubModel, config: TextConfig) -> tuple[Kept, ...]:
+    """What the sub-model keeps of a tensor of this row; ``position`` is its layer's place in the sub-model."""
+    ranges = ((cut.axis, ranges_of(cut.dim, position, sub, config)) for cut in CUTS_OF.get(row, ()))
+    return tuple(Kept(axis, kept) for axis, kept in ranges if kept is not None)
+
+
+def ranges_of(dim: Dim, position: int, sub: SubModel, config: TextConfig) -> tuple[range, ...] | None:
+    """The entries of one dimension that the sub-model keeps; None for all, where nothing is cut by that."""
+    match dim:
+        case Dim.FFN:
+            return (range(sub.spec.ffn_widths[position]),)
+        case Dim.LAYERS:
+            return blocks(sub.spec.kept_layers, config.hidden_size_per_layer_input)
+        case Dim.TEXT_TOKENS:
+            return None if sub.vocabulary is None else sub.vocabulary.ranges
+        case Dim.TOKENS:
+            return None if sub.vocabulary is None else sub.vocabulary.rows(config.vocab_size)
 
 
 def blocks(kept: Sequence[int], size: int) -> tuple[range, ...]:

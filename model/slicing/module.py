@@ -4,36 +4,45 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from model.checkpoint.writer import check_plain
+from model.checkpoint.saving import check_plain
 from model.gemma3n import Gemma3n
 from model.slicing.config import slice_config
-from model.slicing.cuts import place
-from model.slicing.spec import SliceSpec
+from model.slicing.cuts import Placement, place
+from model.slicing.submodel import SubModel
 
 
 @torch.no_grad()
-def slice_module(model: Gemma3n, spec: SliceSpec) -> Gemma3n:
-    """The sub-model ``spec`` of a live model, as a model of its own.
+def slice_module(model: Gemma3n, sub: SubModel) -> Gemma3n:
+    """The part ``sub`` of a live model, as a model of its own.
 
     Weights are copied; dtype, device, train mode and which parameters are trained stay the parent's.
 
     Raises:
-        SliceError: The spec does not fit.
+        ConfigError: The parent has no tower for one of the modalities.
+        SliceError: The sub-model does not fit.
         CheckpointError: The model has an adapter in it, which must be merged first, or sliced by itself.
     """
-    check_plain(model, f"slice '{spec.name}'")
+    check_plain(model, f"slice '{sub.name}'")
     config = model.config.text
-    placed = [(place(name, spec, config), parameter) for name, parameter in model.named_parameters()]
     reference = next(model.parameters())
-    small = Gemma3n.build(slice_config(model.config, spec), device=reference.device, dtype=reference.dtype)
+    small = Gemma3n.build(slice_config(model.config, sub), device=reference.device, dtype=reference.dtype)
 
     own = dict(small.named_parameters())
-    for placement, parameter in placed:
-        if placement is not None:
+    for name, parameter in model.named_parameters():
+        if placement := place(name, sub, config):
             mine = own.pop(placement.name)
-            mine.copy_(placement.take(parameter))
+            mine.copy_(take(placement, parameter))
             mine.requires_grad_(parameter.requires_grad)
     assert not own, f"the table of cuts does not fill {sorted(own)}"
     small.recompute_layers = model.recompute_layers
     return small.train(model.training)
+
+
+def take(placement: Placement, tensor: Tensor) -> Tensor:
+    """The part of a parent's tensor that goes into the sub-model; may share memory with it."""
+    for kept in placement.kept:
+        parts = [tensor.narrow(kept.axis, some.start, len(some)) for some in kept.ranges]
+        tensor = parts[0] if len(parts) == 1 else torch.cat(parts, dim=kept.axis)
+    return tensor

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a sub-model comes from: ``slice.json`` for programs, the model card for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.checkpoint.reader import Checkpoint, sha256
+from model.checkpoint.shapes import model_shapes
+from model.config import ModelConfig
+from model.errors import CheckpointError
+from model.slicing.count import Layout, count_effective_parameters, count_parameters, text_shapes
+from model.slicing.dead_kv import DeadKV
+from model.slicing.submodel import SubModel
+
+LINEAGE_FILE, CARD_FILE = "slice.json", "README.md"
+
+CARD = """\
+---
+library_name: transformers
+license: gemma
+tags:
+- matformer
+- matslice
+---
+
+# {name}
+
+A sub-model of a Gemma 3n checkpoint{parent}, cut out by matslice {version}. No weight was changed: each is a part of
+the parent's tensor of that name.
+
+| | |
+|---|---|
+| decoder layers | {layers} of the parent's {parent_layers}{skipped} |
+| feed-forward widths | {widths} |
+| takes in | {modalities} |
+| parameters | {parameters:,} in all, {text_parameters:,} of the text decoder |
+| effective parameters | {effective_parameters:,} that are computed with; {published:,} by the published convention, \
+which counts keys and values that nothing reads |
+{more}
+`{lineage}` says which part of which parent this is, and holds the SHA-256 of every file:
+`matslice verify checkpoint=DIRECTORY` checks them.
+
+Use is subject to the Gemma Terms of Use: <https://ai.google.dev/gemma/terms>.
+"""
+
+
+def lineage_of(source: Checkpoint, wanted: ModelConfig, sub: SubModel, dead_kv: DeadKV) -> dict[str, Any]:
+    """The content of ``slice.json`` without checksums: the parent's fingerprint (and its own lineage), the part, sizes.
+
+    Args:
+        source: The parent.
+        wanted: Its config, without the towers that are left out.
+        sub: The part of the parent.
+        dead_kv: What becomes of keys and values that nothing computes with.
+    """
+    config = wanted.text
+    used, published = (text_shapes(config, layout).items() for layout in (Layout.used, Layout.published))
+    parent: dict[str, Any] = {"fingerprint": source.fingerprint(), "layers": config.num_hidden_layers}
+    if (source.path / LINEAGE_FILE).is_file():
+        parent["slice"] = read_lineage(source.path)
+    vocabulary = sub.vocabulary and {
+        "parent_size": sub.vocabulary.parent_size,
+        "kept": [[some.start, some.stop] for some in sub.vocabulary.ranges],  # from, up to but not including
+    }
+    return {
+        "spec": dataclasses.asdict(sub.spec),
+        "modalities": list(wanted.modalities),
+        "audio_layers": sub.audio_layers,
+        "vocabulary": vocabulary,
+        "dead_kv": dead_kv.value,
+        "parent": parent,
+        "parameters": count_parameters(model_shapes(wanted, Layout.used).items(), sub, config),
+        "text_parameters": count_parameters(used, sub, config),
+        "effective_parameters": count_effective_parameters(used, sub, config),
+        "effective_parameters_in_published_layout": count_effective_parameters(published, sub, config),
+        "versions": {
+            "matslice": version("matslice"),
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def write_lineage(lineage: Mapping[str, Any], hashes: Mapping[str, str], directory: Path) -> None:
+    """Write ``slice.json``; ``hashes`` are those known already, other files in ``directory`` are hashed here."""
+    others = sorted(path.name for path in directory.iterdir() if path.is_file() and path.name != LINEAGE_FILE)
+    checksums = {name: hashes.get(name) or sha256(directory / name) for name in others}
+    content = json.dumps({**lineage, "checksums": checksums}, indent=2) + "\n"
+    (directory / LINEAGE_FILE).write_text(content, encoding="utf-8")
+
+
+def read_lineage(directory: Path) -> dict[str, Any]:
+    """The content of ``slice.json``.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    try:
+        content = json.loads((directory / LINEAGE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{directory / LINEAGE_FILE}: cannot be read ({error}); copy it anew") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{directory / LINEAGE_FILE}: holds no JSON object; copy it anew")
+    return content
+
+
+def write_card(lineage: Mapping[str, Any], source: Checkpoint, small: ModelConfig, directory: Path) -> None:
+    """Write the model card; ``small`` is the sub-model's config."""
+    spec, parent_layers = lineage["spec"], lineage["parent"]["layers"]
+    skipped = sorted(set(range(parent_layers)) - set(spec["kept_layers"]))
+    more = ""
+    if lineage["audio_layers"] is not None:
+        more += f"| audio tower | layers {list(lineage['audio_layers'])} of the parent's |\n"
+    if small.text.vocab_size != source.config.text.vocab_size:
+        more += f"| vocabulary | {small.text.vocab_size:,} ids of the parent's {source.config.text.vocab_size:,} |\n"
+    card = CARD.format(
+        name=spec["name"],
+        parent=name_of(source),
+        version=version("matslice"),
+        layers=len(spec["kept_layers"]),
+        parent_layers=parent_layers,
+        skipped=f" (without {', '.join(map(str, skipped))})" if skipped else "",
+        widths=", ".join(map(str, run_lengths(spec["ffn_widths"]))),
+        modalities=", ".join(lineage["modalities"]),
+        published=lineage["effective_parameters_in_published_layout"],
+        more=more,
+        lineage=LINEAGE_FILE,
+        **{key: lineage[key] for key in ("parameters", "text_parameters", "effective_parameters")},
+    )
+    (directory / CARD_FILE).write_text(card, encoding="utf-8")
+
+
+def name_of(source: Checkpoint) -> str:
+    """How a card calls the parent: by the name its config gives, or by nothing; never by a path on this machine."""
+    name = source.config.published.get("_name_or_path")
+    return f" (`{name}`)" if isinstance(name, str) and name and not name.startswith((".", "/")) else ""
+
+
+def run_lengths(widths: list[int]) -> list[str]:
+    """Widths layer by layer, equal neighbours together: ``4 × 8192``."""
+    runs: list[tuple[int, int]] = []
+    for width in widths:
+        count = runs.pop()[0] if runs and runs[-1][1] == width else 0
+        runs.append((count + 1, width))
+    return [f"{count} × {width:,}" for count, width in runs]
