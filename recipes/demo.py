@@ -27,6 +27,7 @@ from model.errors import ConfigError
 from model.processor.chat import Role
 from model.slicing.count import Layout, count_effective_parameters, count_parameters, text_shapes
 from model.slicing.spec import SliceSpec
+from model.slicing.submodel import SubModel
 from recipes.demo_data import ATTRIBUTION_FILE, Amounts, prepare
 from recipes.evaluate import measure
 from recipes.generate import run as answer
@@ -177,8 +178,8 @@ class Demo:
         shapes, whole = text_shapes(text, Layout.used).items(), SliceSpec.full(text)
         return Measured(
             directory=directory,
-            parameters=count_parameters(shapes, whole, text),
-            effective_parameters=count_effective_parameters(shapes, whole, text),
+            parameters=count_parameters(shapes, SubModel(whole), text),
+            effective_parameters=count_effective_parameters(shapes, SubModel(whole), text),
             bytes=sum(path.stat().st_size for path in directory.glob("*.safetensors")),
             scores=scores,
         )

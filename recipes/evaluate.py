@@ -17,6 +17,7 @@ from model.checkpoint.shapes import model_shapes
 from model.config import ModelConfig
 from model.slicing.count import Layout, count_effective_parameters, count_parameters
 from model.slicing.spec import SliceSpec
+from model.slicing.submodel import SubModel
 from recipes.build import (
     base_of,
     build_adapted,
@@ -117,8 +118,8 @@ def describe(spec: SliceSpec, score: Score, config: ModelConfig) -> dict[str, An
     shapes = model_shapes(config, Layout.used).items()
     return {
         "size": spec.name,
-        "parameters": count_parameters(shapes, spec, config.text),
-        "effective_parameters": count_effective_parameters(shapes, spec, config.text),
+        "parameters": count_parameters(shapes, SubModel(spec), config.text),
+        "effective_parameters": count_effective_parameters(shapes, SubModel(spec), config.text),
         "loss": score.loss,
         "perplexity": score.perplexity,
         "accuracy": score.accuracy,

@@ -3,20 +3,23 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from torch import Tensor
-
 from model.adapter.lora import check_adapter, load_adapter, merge
+from model.checkpoint.blocks import StoredPart
 from model.checkpoint.load import load
 from model.checkpoint.names import TOKEN_TABLE
-from model.checkpoint.reader import Checkpoint
-from model.checkpoint.writer import write_checkpoint
+from model.checkpoint.reader import Checkpoint, sha256
+from model.checkpoint.saving import LivePart
+from model.checkpoint.tensors import dtype_of
+from model.checkpoint.writer import Part, write_checkpoint
 from model.gemma3n import Gemma3n
-from model.slicing.checkpoint import LINEAGE_FILE, carry_files
+from model.slicing.adapter import ADAPTER_WEIGHTS_FILE
+from model.slicing.checkpoint import carry_files
+from model.slicing.cuts import Placement
+from model.slicing.lineage import LINEAGE_FILE, read_lineage, write_lineage
 from recipes.build import find_checkpoint
 from recipes.output import check_new_directory
 from recipes.program import start
@@ -38,22 +41,24 @@ def merge_into(checkpoint: Path, adapter: Path, output: Path) -> None:
     """
     source = Checkpoint.open(checkpoint)
     check_adapter(source.config, adapter)
-    merged = merge(load_adapter(load(checkpoint, dtype=source.tensor(TOKEN_TABLE).dtype), adapter))
+    merged = merge(load_adapter(load(checkpoint, dtype=dtype_of(source, TOKEN_TABLE)), adapter))
 
-    def add_files(directory: Path) -> None:
+    def add_files(directory: Path, hashes: Mapping[str, str]) -> None:
         carry_files(source.path, directory)
         if (source.path / LINEAGE_FILE).is_file():
-            shutil.copyfile(source.path / LINEAGE_FILE, directory / LINEAGE_FILE)
+            merged_from = {"merged": {"sha256": {ADAPTER_WEIGHTS_FILE: sha256(adapter / ADAPTER_WEIGHTS_FILE)}}}
+            write_lineage(read_lineage(source.path) | merged_from, hashes, directory)
 
     write_checkpoint(with_updates(source, merged), source.config, output, extras=add_files)
 
 
-def with_updates(source: Checkpoint, merged: Gemma3n) -> Iterator[tuple[str, Tensor]]:
+def with_updates(source: Checkpoint, merged: Gemma3n) -> Iterator[Part]:
     """The tensors of a checkpoint, those that the model computes with from ``merged``."""
     updated = dict(merged.named_parameters())
     for name in source.names():
         # A stored copy of the head stays one: no adapter that merges changes the token table.
-        yield name, updated[name].detach() if name in updated else source.tensor(name)
+        updated_part = LivePart(name, updated[name].detach()) if name in updated else None
+        yield updated_part or StoredPart(source.stored(name), Placement(name))
 
 
 def main(arguments: Sequence[str]) -> int:

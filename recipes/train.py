@@ -21,7 +21,7 @@ from torch import nn
 
 from model.adapter.lora import attach
 from model.adapter.targets import DECODER, resolve_targets
-from model.checkpoint.load import check_tensors
+from model.checkpoint.checking import check_tensors
 from model.checkpoint.names import modality_of
 from model.checkpoint.reader import Checkpoint
 from model.config import ModelConfig
@@ -266,7 +266,7 @@ def look_at_media(data: DataConfig, rows: Sequence[TokenRow]) -> Digests:
 
 def identity(recipe: TrainRecipe, prepared: Prepared) -> dict[str, Any]:
     """What decides the numbers of a run: its configs, its data, the weights it starts from."""
-    start_weights = None if prepared.checkpoint is None else Checkpoint.open(prepared.checkpoint).file_hashes()
+    start_weights = None if prepared.checkpoint is None else Checkpoint.open(prepared.checkpoint).fingerprint()
     return {
         "model": dataclasses.asdict(prepared.config.text),
         "towers": {

@@ -16,6 +16,7 @@ from model.config import TextConfig
 from model.errors import ConfigError
 from model.slicing.count import Layout, count_parameters, text_shapes
 from model.slicing.spec import SliceConfig, SliceSpec
+from model.slicing.submodel import SubModel
 from trainer.seeding import seeded
 
 
@@ -85,7 +86,7 @@ class SliceSampler:
                 )
             self.weights = tuple(config.probabilities.get(key, 1.0) for key in config.slices)
         shapes = text_shapes(text, Layout.used)
-        by_size = sorted(self.levels, key=lambda spec: count_parameters(shapes.items(), spec, text))
+        by_size = sorted(self.levels, key=lambda spec: count_parameters(shapes.items(), SubModel(spec), text))
         self.smallest, self.largest = by_size[0], by_size[-1]
         self.may_skip_layers = any(len(spec.kept_layers) < text.num_hidden_layers for spec in self.levels)
 

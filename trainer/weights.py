@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model.adapter.lora import PeftModel, adapter_tensors, check_factors, read_adapter, save_adapter
 from model.checkpoint.load import load
-from model.checkpoint.writer import save
+from model.checkpoint.saving import save
 from model.gemma3n import Gemma3n
 
 
