@@ -191,8 +191,9 @@ def without_own_fields(config: ModelConfig) -> dict[str, Any]:
     own = {known.name for known in dataclasses.fields(TextConfig)}
     if not config.is_published_multimodal:
         return {name: value for name, value in carried.items() if name not in own}
-    part = carried.get("text_config") or {}
-    return carried | {"text_config": {name: value for name, value in part.items() if name not in own}}
+    if isinstance(part := carried.get("text_config"), Mapping):
+        carried["text_config"] = {name: value for name, value in part.items() if name not in own}
+    return carried
 
 
 def slice_tower(tower: Tower, vocabulary: Vocabulary) -> Tower:
