@@ -153,9 +153,9 @@ class TextConfig:
         return cls(**values)
 
     def publish(self) -> dict[str, Any]:
-        """The fields as transformers 5 reads them."""
+        """The fields as transformers 5 reads them; rotary bases in the older form too, which mlx-lm and Ollama read."""
         fields = dataclasses.asdict(self)
-        theta, local_theta = fields.pop("rope_theta"), fields.pop("rope_local_base_freq")
+        theta, local_theta = self.rope_theta, self.rope_local_base_freq
         for name in ("intermediate_size", "activation_sparsity_pattern"):
             fields[name] = list(fields[name])
         return fields | {
@@ -311,7 +311,7 @@ def without_media(published: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_old_forms(published: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop the spellings that ``rope_parameters`` replaced, so that a file never says two things."""
+    """Drop the file's own spellings of rotary bases; ``publish`` says them anew, so that no two differ."""
     return {k: v for k, v in published.items() if k not in ("rope_theta", "rope_local_base_freq", "rope_scaling")}
 
 

@@ -64,7 +64,10 @@ def test_towers_and_unknown_fields_are_carried_along(tmp_path: Path) -> None:
     assert published["eos_token_id"] == [1, 106]
     assert config.text.eos_token_id == (1, 106)
     assert published["text_config"]["an_unknown_field"] == 7
-    assert "rope_theta" not in published["text_config"]
+    assert published["text_config"]["rope_parameters"]["full_attention"]["rope_theta"] == 1_000_000.0
+    assert published["text_config"]["rope_theta"] == 1_000_000.0  # mlx-lm loads no file without it
+    assert published["text_config"]["rope_local_base_freq"] == 10_000.0
+    assert "rope_scaling" not in published["text_config"]
 
 
 @pytest.mark.parametrize(
