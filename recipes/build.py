@@ -3,21 +3,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-import huggingface_hub
 import torch
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from jaxtyping import Int
 from torch import Tensor
 
 from model.adapter.lora import PeftModel, load_adapter
 from model.checkpoint.load import load
 from model.config import ModelConfig, TextConfig
-from model.errors import CheckpointError, ConfigError, InputError
+from model.errors import ConfigError, InputError
 from model.gemma3n import Gemma3n
 from model.processor.audio import LongAudio
 from model.processor.processor import Processor
@@ -28,30 +25,6 @@ from trainer.config import Device
 from trainer.data.sources import LongRows, read_conversations
 from trainer.data.supervise import TRAINING_REMEDY, TokenRow, TokenRows, tokenize
 from trainer.soft_token_cache import SoftTokenCache
-
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
-
-
-def find_checkpoint(written: str) -> Path:
-    """The directory that ``checkpoint=`` means: one on this machine, or a model on the Hugging Face hub.
-
-    Raises:
-        CheckpointError: There is no such directory, and no such model can be fetched.
-    """
-    path = Path(written).expanduser()
-    # A folder that is there is meant, also if what should be in it is not: a mistyped path asks no hub.
-    if path.exists() or not HUB_NAME.fullmatch(written) or path.parent.exists():
-        if not path.is_dir():
-            raise CheckpointError(f"checkpoint: no directory '{written}' (relative names start at {Path.cwd()})")
-        return path
-    try:
-        return Path(huggingface_hub.snapshot_download(written, allow_patterns=HUB_FILES))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise CheckpointError(
-            f"checkpoint: no directory '{written}' (relative names start at {Path.cwd()}), and the hub gave no model"
-            f" of that name ({str(error).splitlines()[0]}); give a directory, or check name, licence and network"
-        ) from None
 
 
 def find_config(checkpoint: Path | None, shape: ShapeConfig | None) -> ModelConfig:

@@ -35,6 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return importlib.import_module(f"recipes.{name}").main(rest)
 
 
+def schema_of(name: str) -> type:
+    """What the recipe ``name`` can be told: the dataclass beside its ``run``, called by its name, as TrainRecipe."""
+    return getattr(importlib.import_module(f"recipes.{name}"), f"{name.capitalize()}Recipe")
+
+
 def usage() -> str:
     """What ``matslice`` says when asked nothing."""
     width = max(map(len, RECIPES))

@@ -26,14 +26,17 @@ from model.checkpoint.reader import Checkpoint
 from model.errors import ConfigError
 from model.processor.chat import Role
 from model.slicing.count import Layout, count_effective_parameters, count_parameters, text_shapes
-from model.slicing.spec import SliceSpec
+from model.slicing.spec import SliceConfig, SliceSpec
 from model.slicing.submodel import SubModel
 from recipes.demo_data import ATTRIBUTION_FILE, Amounts, prepare
-from recipes.evaluate import measure
+from recipes.evaluate import EvaluateRecipe, measure
+from recipes.generate import GenerateRecipe
 from recipes.generate import run as answer
 from recipes.program import quote, quote_free_text, start
-from recipes.schema import DemoRecipe
+from recipes.schema import register_schema
+from recipes.slice import SliceRecipe
 from recipes.slice import run as cut
+from recipes.train import TrainRecipe
 from recipes.train import run as train
 from trainer.data.sources import read_conversations
 from trainer.evaluation.held_out import Score, majority_accuracy
@@ -57,6 +60,31 @@ topic: which of eleven fields an article is of. digit: handwritten digits. say: 
 in English, French and Italian; they were not heard in training, which had synthetic voices and two other people."""
 WARMUP_STEPS = 20
 TASKS = ("topic", "digit", "say")
+STEPS = {"train": TrainRecipe, "slice": SliceRecipe, "evaluate": EvaluateRecipe, "generate": GenerateRecipe}
+
+
+@dataclass(kw_only=True, slots=True)
+class DemoRecipe:
+    """Show all of it on real texts, pictures and speech: train a small base and an adapter elastically, slice them,
+    compare the sizes.
+    """
+
+    output: Path  # directory; a demo that is there already is replaced
+    sizes: dict[str, SliceConfig]  # cut and compared; every one is in conf/slice
+    asked: str  # the size that answers at the end
+    text_characters: int  # of an article's text that are used
+    synthetic_clips: int  # spoken numbers that are made to learn from
+    copies: int  # of each recording of a person heard in training, in other guises
+    held_out_examples: int  # of a task that each size is measured on, at most
+    held_out_batch_size: int
+    batch_size: int  # rows of a training step
+    base_steps: dict[str, int]  # of describe, read and hear
+    adapter_steps: dict[str, int]  # of topic, digit and say
+    threads: int  # processor threads of torch
+
+    def __post_init__(self) -> None:
+        if self.asked not in self.sizes:
+            raise ConfigError(f"demo: asked is '{self.asked}'; it must be one of sizes: {', '.join(self.sizes)}")
 
 
 @dataclass(frozen=True)
@@ -74,6 +102,8 @@ def run(recipe: DemoRecipe) -> None:
     """Run every step, and say at the end where things are and how to go on."""
     started = time.monotonic()
     torch.set_num_threads(recipe.threads)
+    for name, schema in STEPS.items():
+        register_schema(name, schema)
     console = Console(width=None if sys.stdout.isatty() else 160)
     output = claim(recipe.output)
     demo = Demo(recipe, console)
@@ -235,7 +265,7 @@ def quoted(path: Path) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Run from a command line; return the exit status."""
-    return start("demo", run, arguments)
+    return start("demo", DemoRecipe, run, arguments)
 
 
 if __name__ == "__main__":

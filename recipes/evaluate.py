@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +16,27 @@ from rich.table import Table
 from model.adapter.lora import check_adapter
 from model.checkpoint.shapes import model_shapes
 from model.config import ModelConfig
+from model.errors import ConfigError
+from model.processor.audio import LongAudio
 from model.slicing.count import Layout, count_effective_parameters, count_parameters
-from model.slicing.spec import SliceSpec
+from model.slicing.spec import SliceConfig, SliceSpec
 from model.slicing.submodel import SubModel
+from model.tower_config import Modality
 from recipes.build import (
     base_of,
     build_adapted,
     build_cache,
     build_processor,
     build_rows,
-    find_checkpoint,
     find_device,
     resolve_sizes,
     without_idle_towers,
 )  # fmt: skip
+from recipes.locate import find_checkpoint
 from recipes.output import check_new_file
 from recipes.program import start
-from recipes.schema import EvaluateRecipe
 from trainer.checkpoint import write_whole
+from trainer.config import Device, Precision
 from trainer.data.collate import Collator
 from trainer.data.sources import LongRows
 from trainer.evaluation.held_out import Score, score_batches
@@ -43,6 +47,34 @@ COLUMNS = {  # key of a row -> how a person reads it
     "size": "{}", "parameters": "{:,}", "effective_parameters": "{:,}",
     "loss": "{:.4f}", "perplexity": "{:.3f}", "accuracy": "{:.3f}", "examples": "{:,}",
 }  # fmt: skip
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluateRecipe:
+    """Measure sub-models of one checkpoint on held-out conversations; the model is loaded once."""
+
+    checkpoint: str  # directory or hub name of published weights
+    files: list[str]  # JSON Lines of conversations
+    sizes: dict[str, SliceConfig]
+    adapter_path: Path | None = None  # directory of a trained adapter
+    output: Path | None = None  # new file for the rows, as JSON Lines
+    modalities: list[Modality] | None = None  # towers to load if needed, beside text; null = all
+    max_examples: int | None = None  # measure the first ones only; null = all
+    max_length_tokens: int = 2048
+    long_audio: LongAudio = LongAudio.refuse  # sound of more than 30 s: refuse, truncate, or chunk it into several
+    batch_size: int = 8  # conversations
+    workers: int = 2  # threads that read images and sound ahead; 0 = no thread
+    soft_token_cache: Path | None = None  # directory that keeps what the towers make of images and sound
+    precision: Precision = Precision.fp32
+    device: Device = Device.auto
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise ConfigError("files is empty; name at least one JSON Lines file of conversations")
+        for key, least in {"max_examples": 1, "batch_size": 1, "max_length_tokens": 2, "workers": 0}.items():
+            value = getattr(self, key)
+            if value is not None and value < least:
+                raise ConfigError(f"{key} is {value}; it must be at least {least}")
 
 
 def run(recipe: EvaluateRecipe) -> None:
@@ -139,7 +171,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def main(arguments: Sequence[str]) -> int:
     """Run from a command line; return the exit status."""
-    return start("evaluate", run, arguments)
+    return start("evaluate", EvaluateRecipe, run, arguments)
 
 
 if __name__ == "__main__":

@@ -11,23 +11,51 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from model.adapter.lora import check_adapter
 from model.config import ModelConfig
 from model.errors import ConfigError, InputError
 from model.generation.generate import check_prompts, generate, ids_of_media, pad_left
+from model.generation.sampling import SamplingConfig
 from model.inputs import Inputs
+from model.processor.audio import LongAudio
 from model.processor.chat import AUDIO_MARKS, IMAGE_MARKS, Message, Role
 from model.processor.media import Picture, Recording
 from model.processor.processor import Processor
 from model.processor.tokenizer import Tokenizer
-from model.slicing.spec import SliceSpec
-from recipes.build import build_adapted, find_checkpoint, find_device, without_idle_towers
+from model.slicing.spec import SliceConfig, SliceSpec
+from model.tower_config import Modality
+from recipes.build import build_adapted, find_device, without_idle_towers
+from recipes.locate import find_checkpoint
 from recipes.program import start
-from recipes.schema import GenerateRecipe
+from trainer.config import Device, Precision
 
 UNFINISHED = "\ufffd"  # what the bytes of a character decode to before its last one is there
+
+
+@dataclass(kw_only=True, slots=True)
+class GenerateRecipe:
+    """Answer a prompt of text, images and sound with a checkpoint, or with a sub-model of it.
+
+    Images and sound are files, as in image=a.png or audio=[a.wav,b.flac]. They stand before the text, or where
+    it says <image_soft_token> and <audio_soft_token>.
+    """
+
+    checkpoint: str  # directory or hub name of published weights
+    slice: SliceConfig
+    generation: SamplingConfig
+    prompt: str | None = None  # null reads standard input
+    image: Any = None  # a file, or a list of files
+    audio: Any = None  # likewise
+    long_audio: LongAudio = LongAudio.refuse  # sound of more than 30 s: refuse, truncate, or chunk it into several
+    system: str | None = None  # instruction put before the prompt
+    adapter_path: Path | None = None  # directory of a trained adapter
+    modalities: list[Modality] | None = None  # towers to load if needed, beside text; null = all
+    precision: Precision = Precision.fp32
+    device: Device = Device.auto
 
 
 def run(recipe: GenerateRecipe) -> None:
@@ -177,7 +205,7 @@ def decode_as_it_comes(ids: Iterable[int], tokenizer: Tokenizer) -> Iterator[str
 
 def main(arguments: Sequence[str]) -> int:
     """Run from a command line; return the exit status."""
-    return start("generate", run, arguments)
+    return start("generate", GenerateRecipe, run, arguments)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from model.adapter.lora import check_adapter, load_adapter, merge
@@ -20,10 +21,18 @@ from model.slicing.adapter import ADAPTER_WEIGHTS_FILE
 from model.slicing.checkpoint import carry_files
 from model.slicing.cuts import Placement
 from model.slicing.lineage import LINEAGE_FILE, read_lineage, write_lineage
-from recipes.build import find_checkpoint
+from recipes.locate import find_checkpoint
 from recipes.output import check_new_directory
 from recipes.program import start
-from recipes.schema import MergeRecipe
+
+
+@dataclass(kw_only=True, slots=True)
+class MergeRecipe:
+    """Fold an adapter into the weights it was trained on."""
+
+    checkpoint: str  # directory or hub name of published weights
+    adapter_path: Path  # directory of a trained adapter
+    output: Path  # new directory
 
 
 def run(recipe: MergeRecipe) -> None:
@@ -63,7 +72,7 @@ def with_updates(source: Checkpoint, merged: Gemma3n) -> Iterator[Part]:
 
 def main(arguments: Sequence[str]) -> int:
     """Run from a command line; return the exit status."""
-    return start("merge", run, arguments)
+    return start("merge", MergeRecipe, run, arguments)
 
 
 if __name__ == "__main__":

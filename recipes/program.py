@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from model.errors import ConfigError
-from recipes.schema import register_schemas
+from recipes.schema import register_schema
 from recipes.wording import FROM_DISK, REFUSALS, check_keys, explain, explain_missing, explain_override
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -31,14 +31,15 @@ FILES = ("image", "audio")  # keys whose value is a file name, or a list of them
 IN_A_LIST = re.compile(r"""\s*("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|(?:\\,|[^,])*?)\s*(?:,|\Z)""", re.DOTALL)
 
 
-def start(name: str, run: Callable[[Any], None], arguments: Sequence[str]) -> int:
+def start(name: str, schema: type, run: Callable[[Any], None], arguments: Sequence[str]) -> int:
     """Run a recipe with command-line arguments; return the exit status.
 
     Args:
         name: The recipe's, and that of its config file.
-        run: What it does, given its filled dataclass.
+        schema: The dataclass of what it can be told.
+        run: What it does, given that dataclass, filled.
     """
-    register_schemas()
+    register_schema(name, schema)
     status = 0
 
     def job(cfg: DictConfig) -> None:
@@ -54,7 +55,7 @@ def start(name: str, run: Callable[[Any], None], arguments: Sequence[str]) -> in
             # A sweep goes on with its other jobs, so it says which one this was.
             swept = HydraConfig.get().mode is RunMode.MULTIRUN
             where = f"in {' '.join(HydraConfig.get().overrides.task)}: " if swept else ""
-            status = refuse(where + explain(error, recipe=name))
+            status = refuse(where + explain(error, recipe=name, schema=schema))
 
     wants_traceback = os.environ.get(FULL_ERROR) == "1"
     app = hydra.main(version_base="1.3", config_path="pkg://conf", config_name=name)(job)
@@ -64,7 +65,7 @@ def start(name: str, run: Callable[[Any], None], arguments: Sequence[str]) -> in
     except REFUSALS as error:
         if wants_traceback:
             raise
-        return refuse(explain(error, recipe=name))
+        return refuse(explain(error, recipe=name, schema=schema))
     except (ValueError, AssertionError) as error:
         if wants_traceback or (told := explain_override(error)) is None:
             raise

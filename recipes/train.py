@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from operator import ne
 from pathlib import Path
@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from torch import nn
 
-from model.adapter.lora import attach
+from model.adapter.lora import AdapterConfig, attach
 from model.adapter.targets import DECODER, resolve_targets
 from model.checkpoint.checking import check_tensors
 from model.checkpoint.names import modality_of
@@ -29,36 +29,36 @@ from model.errors import ConfigError
 from model.freezing import Part, freeze, modules_of
 from model.gemma3n import Gemma3n
 from model.processor.processor import Processor
-from model.slicing.spec import SliceSpec
+from model.slicing.spec import SliceConfig, SliceSpec
 from model.tower_config import Modality
 from recipes.build import (
     build_cache,
     build_model,
     build_processor,
     build_rows,
-    find_checkpoint,
     find_config,
     resolve_sizes,
     without_idle_towers,
 )  # fmt: skip
+from recipes.locate import find_checkpoint
 from recipes.output import check_run_directory
 from recipes.program import start
-from recipes.schema import TrainRecipe
+from recipes.shape import ShapeConfig
 from trainer.checkpoint import WEIGHTS, Run, write_whole
-from trainer.config import Precision
+from trainer.config import Precision, TrainerConfig
 from trainer.data.collate import Collator
 from trainer.data.inspection import Digests, inspect
 from trainer.data.loader import Loader
 from trainer.data.media import fingerprint_of_media
 from trainer.data.sources import DataConfig, LongRows, fingerprint
 from trainer.data.supervise import TokenRow, TokenRows
-from trainer.elastic import SliceSampler
+from trainer.elastic import ElasticConfig, SliceSampler
 from trainer.loop import Trainer
 from trainer.metrics import Record
-from trainer.optim import build_optimizer
+from trainer.optim import OptimConfig, build_optimizer
 from trainer.runtime import rows_per_step
 from trainer.runtime import start as start_processes
-from trainer.schedule import Schedule
+from trainer.schedule import Schedule, ScheduleConfig
 from trainer.sinks import Sink, open_sinks
 from trainer.soft_token_cache import make_directory
 from trainer.soft_tokens import SharedTowers
@@ -66,6 +66,29 @@ from trainer.weights import Weights, adapter_weights, model_weights
 
 TOWERS = ("model.vision_tower.", "model.audio_tower.")
 CONFIG_FILE = "config.yaml"  # in the directory of the run
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainRecipe:
+    """Train a model, or an adapter on it, on conversations: elastically or at full size.
+
+    Weights come from a checkpoint, or are drawn anew in the shape of ``model`` (which then needs a
+    tokenizer); given both, the checkpoint must have that shape. Rows may hold images and sound where the
+    model has towers for them.
+    """
+
+    data: DataConfig
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    trainer: TrainerConfig
+    elastic: ElasticConfig
+    sizes: dict[str, SliceConfig]  # sub-models to train, if elastic trains any, and to measure
+    adapter: AdapterConfig | None = None  # null trains every weight
+    model: ShapeConfig | None = None
+    checkpoint: str | None = None  # directory or hub name of published weights
+    tokenizer: Path | None = None  # directory, processor files included; null takes the checkpoint's
+    modalities: list[Modality] | None = None  # towers to load, beside text; null = all there are
+    freeze: list[Part] = field(default_factory=list)  # left untrained: text, vision, audio, embedders; adapter=none
 
 
 @dataclass(frozen=True)
@@ -362,7 +385,7 @@ def written_out(recipe: TrainRecipe) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Run from a command line; return the exit status."""
-    return start("train", run, arguments)
+    return start("train", TrainRecipe, run, arguments)
 
 
 if __name__ == "__main__":

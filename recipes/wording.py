@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from yaml import YAMLError
 
 from model.errors import ConfigError, MatsliceError
-from recipes.schema import SCHEMAS, choices
+from recipes.schema import choices
 
 REFUSALS = (MatsliceError, HydraException, OmegaConfBaseException, YAMLError)  # all that a user can cause
 FROM_DISK = (OSError, SafetensorError)  # a full disk, a path of the user's that cannot be written
@@ -41,8 +41,8 @@ NOT_A_SLICE = re.compile(r"Invalid type assigned: dict is not a subclass of Slic
 NOT_TEXT = re.compile(r"Cannot convert '(?P<kind>\w+)' to string")
 
 
-def explain(error: Exception, *, recipe: str) -> str:
-    """Where, what was found, what is allowed, what to do."""
+def explain(error: Exception, *, recipe: str, schema: type) -> str:
+    """Where, what was found, what is allowed, what to do; ``schema`` is the dataclass of the recipe."""
     match error:
         case MatsliceError():
             return str(error)
@@ -65,7 +65,7 @@ def explain(error: Exception, *, recipe: str) -> str:
         case SafetensorError():
             return f"a weight file could not be read or written: {error}"
         case _ if found := NOT_A_GROUP.match(str(error)):
-            return unknown_key(found["key"], keys=[known.name for known in dataclasses.fields(SCHEMAS[recipe])])
+            return unknown_key(found["key"], keys=[known.name for known in dataclasses.fields(schema)])
         case _:
             return str(error)
 

@@ -19,12 +19,14 @@ from model.gemma3n import Gemma3n
 from model.slicing.count import Layout, count_effective_parameters, count_parameters, text_shapes
 from model.slicing.spec import SliceConfig, SliceSpec
 from model.tower_config import Modality
-from recipes.schema import SCHEMAS, choices, register_schemas
+from recipes.cli import RECIPES, schema_of
+from recipes.schema import choices, register_schema
 from recipes.shape import ShapeConfig
 from trainer.elastic import SliceSampler
 
 CONF = Path(__file__).parents[2] / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
+SCHEMAS = {name: schema_of(name) for name in RECIPES}
 NOT_IN_A_SCHEMA = {"experiment": ["train"], "program": list(SCHEMAS)}  # groups that fill no field of their own
 GIVEN = {  # what only a user can know
     "checkpoint": "weights", "output": "out", "adapter_path": "adapter", "files": ["a.jsonl"], "slice": "full",
@@ -34,7 +36,8 @@ GIVEN = {  # what only a user can know
 
 @pytest.fixture(scope="module", autouse=True)
 def hydra_with_conf() -> Iterator[None]:
-    register_schemas()
+    for name, schema in SCHEMAS.items():
+        register_schema(name, schema)
     with initialize_config_module(config_module="conf", version_base="1.3"):
         yield
 

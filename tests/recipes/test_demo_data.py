@@ -30,7 +30,8 @@ from recipes.demo_espeak import Synthesizer
 from recipes.demo_speech import HEARD, MAX_SECONDS, SAMPLE_RATE_HZ, disguised, trimmed, unheard_people
 from recipes.demo_text import Article, Split, read_articles
 from recipes.demo_tokenizer import SPECIAL_TOKENS, train_tokenizer
-from recipes.schema import register_schemas
+from recipes.schema import register_schema
+from recipes.train import TrainRecipe
 from trainer.data.sources import read_conversations
 
 NUM_ARTICLES = 400  # enough for every split and a vocabulary, in a second
@@ -40,7 +41,7 @@ TASKS = ["describe", "topic", "read", "digit", "hear", "say"]
 @pytest.fixture(scope="module")
 def config() -> ModelConfig:
     """The shape of the demo's model."""
-    register_schemas()
+    register_schema("train", TrainRecipe)
     with initialize_config_module("conf", version_base="1.3"):
         recipe: Any = OmegaConf.to_object(compose("train", ["experiment=demo_base"]))
     return recipe.model.to_model_config()

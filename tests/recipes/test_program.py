@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +19,12 @@ from omegaconf import OmegaConf
 from safetensors import SafetensorError
 
 from model.errors import ConfigError
-from recipes.cli import RECIPES, main
+from recipes.cli import RECIPES, main, schema_of
 from recipes.program import quote_free_text, start
-from recipes.schema import SCHEMAS, choices
+from recipes.schema import choices
+from recipes.slice import SliceRecipe
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_matslice_alone_lists_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,17 +34,72 @@ def test_matslice_alone_lists_the_recipes(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_there_is_a_schema_and_a_config_for_every_recipe() -> None:
-    assert sorted(RECIPES) == sorted(SCHEMAS) == choices("")
+    assert sorted(RECIPES) == choices("")
+    assert all(dataclasses.is_dataclass(schema_of(name)) for name in RECIPES)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_help_says_what_can_be_chosen(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([recipe, "--help"]) == 0
     shown = capsys.readouterr().out
-    assert (SCHEMAS[recipe].__doc__ or "").splitlines()[0] in shown
+    assert (schema_of(recipe).__doc__ or "").splitlines()[0] in shown
     assert "output: ???" in shown or "checkpoint: ???" in shown or recipe in ("train", "demo")
     if recipe == "train":
         assert "optim: adamw" in shown
+
+
+LIGHT = """
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.slicing.spec import SliceConfig
+from recipes import cli
+from recipes.locate import find_checkpoint
+from recipes.program import start
+
+
+@dataclass
+class Recipe:
+    \'\'\'Said in the help.\'\'\'
+
+    slice: SliceConfig
+    checkpoint: str
+    output: Path
+    modalities: Any = None
+    adapter_path: Any = None
+    merge: bool = False
+    check: bool = False
+
+
+cli.main(["--help"])
+status = start("slice", Recipe, lambda recipe: print(find_checkpoint(recipe.checkpoint)), sys.argv[1:])
+heavy = [name for name in ("torch", "huggingface_hub", "transformers") if name in sys.modules]
+sys.exit(f"imported: {heavy}" if heavy else status)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "told"),
+    [
+        (["--help"], 0, "Said in the help."),
+        (["--cfg", "job", "slice=e2b"], 0, "ffn_widths"),
+        (["checkpoint=.", "output=x", "slice=full"], 0, "."),
+        (["checkpoint=nowhere", "output=x", "slice=full"], 2, "no directory 'nowhere'"),
+        (["checkpoint=.", "outptu=x"], 2, "did you mean 'output'?"),
+    ],
+    ids=str,
+)
+def test_what_all_recipes_share_waits_for_no_torch(words: list[str], status: int, told: str, tmp_path: Path) -> None:
+    script = tmp_path / "light.py"
+    script.write_text(LIGHT, encoding="utf-8")
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, script, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    assert told in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
@@ -134,13 +194,13 @@ def test_what_the_disk_refuses_is_said_in_a_line(
         raise failure
 
     words = ["checkpoint=x", "output=y", "slice=full"]
-    assert start("slice", fail, words) == 2
+    assert start("slice", SliceRecipe, fail, words) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("error: ")
     assert told in shown
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(type(failure)):
-        start("slice", fail, words)
+        start("slice", SliceRecipe, fail, words)
 
 
 @given(text=st.text(st.characters(codec="utf-8"), min_size=1))

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the checkpoint lies that a user names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from model.errors import CheckpointError
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+
+
+def find_checkpoint(written: str) -> Path:
+    """The directory that ``checkpoint=`` means: one on this machine, or a model on the Hugging Face hub.
+
+    Raises:
+        CheckpointError: There is no such directory, and no such model can be fetched.
+    """
+    path = Path(written).expanduser()
+    # A folder that is there is meant, also if what should be in it is not: a mistyped path asks no hub.
+    if path.exists() or not HUB_NAME.fullmatch(written) or path.parent.exists():
+        if not path.is_dir():
+            raise CheckpointError(f"checkpoint: no directory '{written}' (relative names start at {Path.cwd()})")
+        return path
+    import huggingface_hub  # late: it takes half a second, and a directory needs none of it
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    try:
+        return Path(huggingface_hub.snapshot_download(written, allow_patterns=HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise CheckpointError(
+            f"checkpoint: no directory '{written}' (relative names start at {Path.cwd()}), and the hub gave no model"
+            f" of that name ({str(error).splitlines()[0]}); give a directory, or check name, licence and network"
+        ) from None
