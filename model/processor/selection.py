@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model.config import ModelConfig
 from model.errors import InputError, SliceError
 from model.processor.tokenizer import Tokenizer
 from model.processor.trimming import Trimming
-from model.slicing.vocabulary import Vocabulary
+from model.slicing.vocabulary import Vocabulary, required_ids
 
 # What stands between the turns of a conversation, and around its media.
 LAYOUT = ("user\n", "model\n", *("\n" * lines for lines in range(1, 6)))
@@ -56,8 +57,8 @@ def tokens_from_list(path: Path) -> list[str]:
         InputError: There is no such file, it is not UTF-8, or a line in double quotes is no JSON string.
     """
     tokens = []
-    for number, line in enumerate(text_of(path).split("\n"), start=1):
-        token = line.removesuffix("\r")
+    for number, line in enumerate(lines_of(path), start=1):
+        token = line.removesuffix("\n").removesuffix("\r")
         if len(token) > 1 and token.startswith('"') and token.endswith('"'):
             try:
                 token = json.loads(token)
@@ -111,40 +112,52 @@ def tokens_from_corpus(
 
 
 def choose(
-    ids: Iterable[int], tokenizer: Tokenizer, trimming: Trimming, *, required: Iterable[int], max_tokens: int | None
-) -> set[int]:
-    """The ids a vocabulary keeps: what it must have, and of ``ids`` the first ones, each with what it is built of.
+    ids: Iterable[int],
+    tokenizer: Tokenizer,
+    trimming: Trimming,
+    config: ModelConfig,
+    *,
+    always: Iterable[int] = (),
+    max_tokens: int | None = None,
+) -> Vocabulary:
+    """The vocabulary that keeps what it must, and of ``ids`` the first ones, each with what it is built of.
 
     Args:
         ids: Those wished for, most wanted first.
         tokenizer: The whole vocabulary.
         trimming: The same, to be trimmed.
-        required: Ids that the model needs.
-        max_tokens: How many ids are kept at most, all in all; the first that does not fit ends it. None: no limit.
+        config: The model's.
+        always: Ids that are kept besides, however many they are.
+        max_tokens: How many of the text's ids are kept at most, all in all; the first that does not fit ends it.
+            None: no limit.
 
     Raises:
         SliceError: Not even what must stay fits.
     """
+    size = config.text.vocab_size_per_layer_input
     layout = (number for text in LAYOUT for number in tokenizer.encode(text))
-    kept = trimming.closed({*trimming.required(), *layout, *required})
+    must = trimming.closed({*trimming.required(), *layout, *required_ids(config), *always})
+    kept = {number for number in must if number < size}
     if max_tokens is not None and len(kept) > max_tokens:
         raise SliceError(
             f"vocabulary: max_tokens is {max_tokens:,}, but {len(kept):,} must stay: special and other added tokens,"
-            f" bytes, and what conversations are written with; allow at least {len(kept):,}"
+            f" bytes, what conversations are written with, and the listed tokens; allow at least {len(kept):,}"
         )
     for number in ids:
-        more = {number} if number in kept else trimming.closed([number]) - kept
-        if max_tokens is not None and len(kept | more) > max_tokens:
+        if number in kept or number >= size:
+            continue
+        more = trimming.closed([number]) - kept
+        if max_tokens is not None and len(kept) + len(more) > max_tokens:
             break
         kept |= more
-    return kept
+    return Vocabulary.of(kept, config)
 
 
 def pieces_of_text(path: Path) -> Iterator[tuple[str, int]]:
     """A text in pieces of some thousand characters, and the size of each in bytes; a piece ends where a line does."""
     lines: list[str] = []
     size = 0
-    for line in text_of(path).splitlines(keepends=True):
+    for line in lines_of(path):
         # A line break joins with white space behind it: pieces are cut before words.
         if size >= PIECE_CHARACTERS and not line[0].isspace():
             yield joined(lines)
@@ -163,7 +176,7 @@ def joined(lines: list[str]) -> tuple[str, int]:
 
 def texts_of_conversations(path: Path) -> Iterator[tuple[str, int]]:
     """The texts of a JSON Lines file, white space around each dropped as in a conversation, and their share of it."""
-    for number, line in enumerate(text_of(path).split("\n"), start=1):
+    for number, line in enumerate(lines_of(path), start=1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
@@ -173,7 +186,7 @@ def texts_of_conversations(path: Path) -> Iterator[tuple[str, int]]:
             raise InputError(f"{where}: found no JSON ({error.msg}); expected a conversation or text a line") from None
         texts = list(texts_of_row(row, where))
         yield from ((text, 0) for text in texts)
-        yield "", len(line.encode()) + 1
+        yield "", len(line.encode())
 
 
 def texts_of_row(row: Any, where: str) -> Iterator[str]:
@@ -200,15 +213,25 @@ def texts_of_row(row: Any, where: str) -> Iterator[str]:
             yield text.strip()
 
 
-def text_of(path: Path) -> str:
-    """A UTF-8 file's text, line ends as they are.
+def lines_of(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file, line ends as they are; none is empty.
 
     Raises:
         InputError: There is no such file, or it is not UTF-8.
     """
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if text := decoded(line, f"{path}:{number}").removeprefix("\ufeff" if number == 1 else ""):
+                    yield text
     except (FileNotFoundError, IsADirectoryError):
         raise InputError(f"vocabulary: no file '{path}' (relative names start at {Path.cwd()})") from None
+
+
+def decoded(line: bytes, where: str) -> str:
+    """A line as text, or InputError."""
+    try:
+        return line.decode()
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); convert it") from None
+        found = f"found byte {line[error.start]:#04x} at column {error.start + 1}"
+        raise InputError(f"{where}: {found}; expected UTF-8 text") from None
