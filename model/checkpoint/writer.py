@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from model.checkpoint.blocks import Bytes
 from model.checkpoint.directory import whole_directory
@@ -31,6 +31,7 @@ BLOCKS_AHEAD = 4  # read but not written yet
 Progress = Callable[[int], None]  # told of bytes as they are written
 
 
+@runtime_checkable
 class Piece(Protocol):
     """A few megabytes of a tensor, read when asked for."""
 
@@ -39,6 +40,7 @@ class Piece(Protocol):
         ...
 
 
+@runtime_checkable
 class Part(Protocol):
     """A tensor to write: its place in the file is known from its shape, its bytes come in pieces."""
 

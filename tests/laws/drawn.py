@@ -13,9 +13,11 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from model.config import TextConfig
+from model.config import ModelConfig, TextConfig
 from model.slicing.cuts import Placement
 from model.slicing.spec import SliceSpec
+from model.slicing.submodel import SubModel
+from model.slicing.vocabulary import Vocabulary
 
 
 @st.composite
@@ -29,6 +31,23 @@ def specs(draw: st.DrawFn, config: TextConfig) -> SliceSpec:
     spec = SliceSpec("drawn", tuple(sorted(kept)), widths)
     spec.check(config)
     return spec
+
+
+@st.composite
+def sub_models(draw: st.DrawFn, config: ModelConfig) -> SubModel:
+    """Any legal part of a checkpoint: a random spec, towers, layers of the audio tower and token ids."""
+    modalities = draw(st.none() | st.sets(st.sampled_from(config.modalities)).map(tuple))
+    wanted = config if modalities is None else config.only(modalities)
+    audio_layers, vocabulary = None, None
+    if wanted.audio is not None and draw(st.booleans()):
+        layers = range(wanted.audio.conf_num_hidden_layers)
+        audio_layers = tuple(sorted(draw(st.sets(st.sampled_from(layers), min_size=1))))
+    if draw(st.booleans()):
+        ids = range(config.text.vocab_size_per_layer_input)
+        vocabulary = Vocabulary.of(draw(st.sets(st.sampled_from(ids))), wanted)
+    sub = SubModel(draw(specs(config.text)), modalities, audio_layers, vocabulary)
+    sub.check(config)
+    return sub
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -71,12 +90,13 @@ def backward_of(model: nn.Module, scores: Tensor) -> dict[str, Tensor | None]:
 
 def left_out(gradient: Tensor, placement: Placement) -> Tensor:
     """The entries that a placement does not take (others set to zero)."""
-    rest = gradient.clone()
-    if placement.axis is None:
-        return torch.zeros_like(rest)
-    for kept in placement.ranges:
-        rest.narrow(placement.axis, kept.start, len(kept)).zero_()
-    return rest
+    taken = torch.ones_like(gradient, dtype=torch.bool)
+    for kept in placement.kept:
+        along = torch.zeros(gradient.shape[kept.axis], dtype=torch.bool)
+        for some in kept.ranges:
+            along[some.start : some.stop] = True
+        taken &= along.view([-1 if axis == kept.axis else 1 for axis in range(gradient.ndim)])
+    return gradient.masked_fill(taken, 0)
 
 
 @contextmanager

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import shutil
 import tempfile
 from functools import cache
@@ -20,10 +21,11 @@ from torch import Tensor
 from model.adapter.lora import AdapterConfig, attach, load_adapter, merge, save_adapter
 from model.adapter.targets import TargetSet
 from model.gemma3n import Gemma3n
-from model.slicing.adapter import ADAPTER_WEIGHTS_FILE, slice_adapter, slice_tensors
-from model.slicing.config import slice_text_config
-from model.slicing.module import slice_module
+from model.slicing.adapter import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, slice_adapter, slice_tensors
+from model.slicing.config import slice_config
+from model.slicing.module import slice_module, take
 from model.slicing.spec import SliceSpec
+from model.slicing.submodel import SubModel
 from tests.laws.drawn import (
     assert_close,
     assert_same_tensors,
@@ -31,6 +33,7 @@ from tests.laws.drawn import (
     in_float64,
     scratch,
     specs,
+    sub_models,
     weights,
 )
 from tests.tiny import TINY_TEXT, tiny_model, tiny_multimodal_config, tiny_multimodal_inputs
@@ -65,28 +68,29 @@ def base() -> Gemma3n:
     return tiny_model(CONFIG, dtype=torch.float64)
 
 
-def child(spec: SliceSpec) -> PeftModel:
+def child(sub: SubModel) -> PeftModel:
     """The sliced base with the sliced adapter."""
     with scratch() as directory:
-        slice_adapter(trained(), directory / "adapter", spec, TINY_TEXT)
-        return load_adapter(slice_module(base(), spec), directory / "adapter", trainable=True).double()
+        slice_adapter(trained(), directory / "adapter", sub, CONFIG)
+        return load_adapter(slice_module(base(), sub), directory / "adapter", trainable=True).double()
 
 
 @given(spec=specs(TINY_TEXT))
 @settings(max_examples=6)
 def test_the_forward_pass_of_a_spec_is_that_of_the_sliced_base_and_adapter(spec: SliceSpec) -> None:
     with torch.no_grad(), in_float64():
-        assert_close(parent()(INPUTS, spec=spec).logits, child(spec)(INPUTS).logits)
+        assert_close(parent()(INPUTS, spec=spec).logits, child(SubModel(spec))(INPUTS).logits)
 
 
 @given(spec=specs(TINY_TEXT))
 @settings(max_examples=5)
 def test_factors_get_the_sliced_adapters_gradients_and_what_is_cut_of_them_none(spec: SliceSpec) -> None:
-    small = child(spec)
+    small = child(SubModel(spec))
     with in_float64():
         ours = factor_gradients(backward_of(parent(), parent()(INPUTS, spec=spec).logits))
         expected = factor_gradients(backward_of(small, small(INPUTS).logits))
-    kept = dict(slice_tensors(ours, spec, TINY_TEXT))
+    placements = slice_tensors(ours, SubModel(spec), TINY_TEXT)
+    kept = {placement.name: take(placement, ours[name]) for name, placement in placements.items()}
     assert kept.keys() == expected.keys()
     for name, gradient in kept.items():
         assert_close(gradient, expected[name], name)
@@ -99,11 +103,11 @@ def factor_gradients(gradients: dict[str, Tensor | None]) -> dict[str, Tensor]:
     return {name.replace(".default", ""): grad for name, grad in gradients.items() if grad is not None}
 
 
-@given(spec=specs(TINY_TEXT))
-@settings(max_examples=6)
-def test_slicing_commutes_with_merging_an_adapter(spec: SliceSpec) -> None:
-    merged_then_sliced = weights(slice_module(merged_parent(), spec))
-    sliced_then_merged = weights(merge(child(spec)))
+@given(sub=sub_models(CONFIG))
+@settings(max_examples=10)
+def test_slicing_commutes_with_merging_an_adapter(sub: SubModel) -> None:
+    merged_then_sliced = weights(slice_module(merged_parent(), sub))
+    sliced_then_merged = weights(merge(child(sub)))
     assert merged_then_sliced.keys() == sliced_then_merged.keys()
     for name, tensor in sliced_then_merged.items():
         # B @ A of fewer rows may be summed in another order.
@@ -116,22 +120,24 @@ def merged_parent() -> Gemma3n:
 
 
 @given(data=st.data())
-@settings(max_examples=8)
-def test_slicing_an_adapter_twice_is_slicing_it_once_by_the_composed_spec(data: st.DataObject) -> None:
-    first = data.draw(specs(TINY_TEXT))
-    middle = slice_text_config(TINY_TEXT, first)
-    second = data.draw(specs(middle))
+@settings(max_examples=10)
+def test_slicing_an_adapter_twice_is_slicing_it_once_by_the_composed_description(data: st.DataObject) -> None:
+    first = data.draw(sub_models(CONFIG))
+    middle = slice_config(CONFIG, first)
+    second = data.draw(sub_models(middle))
     with scratch() as directory:
-        slice_adapter(trained(), directory / "first", first, TINY_TEXT)
+        slice_adapter(trained(), directory / "first", first, CONFIG)
         slice_adapter(directory / "first", directory / "twice", second, middle)
-        slice_adapter(trained(), directory / "once", first.then(second), TINY_TEXT)
+        slice_adapter(trained(), directory / "once", first.then(second), CONFIG)
         twice, once = (load_file(directory / kind / ADAPTER_WEIGHTS_FILE) for kind in ("twice", "once"))
+        configs = [json.loads((directory / kind / ADAPTER_CONFIG_FILE).read_text()) for kind in ("twice", "once")]
     assert_same_tensors(twice, once)
+    assert configs[0] == configs[1]
 
 
 def test_the_full_spec_changes_nothing_of_an_adapter() -> None:
     with scratch() as directory:
-        slice_adapter(trained(), directory / "full", SliceSpec.full(TINY_TEXT), TINY_TEXT)
+        slice_adapter(trained(), directory / "full", SubModel(SliceSpec.full(TINY_TEXT)), CONFIG)
         assert_same_tensors(
             load_file(directory / "full" / ADAPTER_WEIGHTS_FILE), load_file(trained() / ADAPTER_WEIGHTS_FILE)
         )
