@@ -144,9 +144,17 @@ def trimmed_files(source: Path, vocabulary: Vocabulary, *, media: bool) -> dict[
     Raises:
         SliceError: The vocabulary drops a token that the files need.
         CheckpointError: A file cannot be read, or the tokenizer is of a kind that cannot be trimmed.
+
+    Warns:
+        UserWarning: ``tokenizer.model`` is left out.
     """
     files = files_of(source, (*TEXT_FILES, GENERATION_FILE, *(MEDIA_FILES if media else ())))
-    has_model = files.pop(SENTENCEPIECE_FILE, None) is not None
+    if has_model := files.pop(SENTENCEPIECE_FILE, None) is not None:
+        warnings.warn(
+            f"{source / SENTENCEPIECE_FILE} is not carried into the trimmed checkpoint: it is a compiled form of the"
+            f" whole vocabulary, which {TOKENIZER_FILE} says too; a program that reads nothing else cannot use it",
+            stacklevel=2,
+        )
     results = {name: content for name, content in files.items() if name in UNCHANGED_FILES}
     if has_model or (source / TOKENIZER_FILE).is_file():
         results[TOKENIZER_FILE] = Trimming.read(source).trimmed(vocabulary)
@@ -162,26 +170,6 @@ def trimmed_files(source: Path, vocabulary: Vocabulary, *, media: bool) -> dict[
                 }
         results[name] = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
     return results
-
-
-def carry_trimmed_files(source: Path, directory: Path, vocabulary: Vocabulary, *, media: bool = True) -> None:
-    """Write ``trimmed_files`` into a directory that is there.
-
-    Raises:
-        SliceError, CheckpointError: As ``trimmed_files``, before anything is written.
-
-    Warns:
-        UserWarning: ``tokenizer.model`` is left out.
-    """
-    files = trimmed_files(source, vocabulary, media=media)
-    if (source / SENTENCEPIECE_FILE).is_file():
-        warnings.warn(
-            f"{source / SENTENCEPIECE_FILE} is not carried into the trimmed checkpoint: it is a compiled form of the"
-            f" whole vocabulary, which {TOKENIZER_FILE} says too; a program that reads nothing else cannot use it",
-            stacklevel=2,
-        )
-    for name, content in files.items():
-        (directory / name).write_bytes(content)
 
 
 def files_of(directory: Path, names: Iterable[str]) -> dict[str, bytes]:

@@ -20,6 +20,7 @@ from model.checkpoint.writer import SHARD_BYTES, Part, Progress, write_checkpoin
 from model.config import CONFIG_FILE, ModelConfig
 from model.errors import CheckpointError
 from model.processor.tokenizer import MEDIA_FILES, TEXT_FILES, TOKENIZER_FILE
+from model.processor.trimming import trimmed_files
 from model.slicing.config import slice_config
 from model.slicing.cuts import place
 from model.slicing.dead_kv import DeadKV, fillers
@@ -69,9 +70,16 @@ def slice_checkpoint(
     wanted = check_tensors(parent, sub.modalities)
     small = slice_config(parent.config, sub)
     lineage = lineage_of(parent, wanted, sub, dead_kv)
+    media = wanted.is_multimodal
+    trimmed = None
+    if sub.vocabulary is not None:  # made before anything is written: it may be refused
+        trimmed = trimmed_files(parent.path, sub.vocabulary, media=media)
 
     def add_files(directory: Path, hashes: Mapping[str, str]) -> None:
-        carry_files(parent.path, directory, media=wanted.is_multimodal)
+        if trimmed is None:
+            carry_files(parent.path, directory, media=media)
+        else:
+            write_files(trimmed, directory)
         write_card(lineage, parent, small, directory)
         write_lineage(lineage, hashes, directory)
 
@@ -108,6 +116,12 @@ def refuse_within(source: Path, target: Path) -> None:
         raise CheckpointError(
             f"{target}: is the parent's own directory {source}, lies in it, or holds it; choose another place"
         )
+
+
+def write_files(files: Mapping[str, bytes], directory: Path) -> None:
+    """Write files of these names into a directory."""
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
 
 
 def carry_files(source: Path, directory: Path, *, media: bool = True) -> None:
