@@ -9,25 +9,23 @@ bring the size closest under the budget.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
-from typing import TypeAlias
+from math import prod
 
 from model.checkpoint.names import is_tower
 from model.checkpoint.shapes import model_shapes
-from model.config import ModelConfig
+from model.config import ModelConfig, TextConfig
 from model.errors import ConfigError, SliceError
 from model.slicing.config import slice_text_config
-from model.slicing.count import Layout, text_shapes
+from model.slicing.count import Layout, layer_shapes, text_shapes
 from model.slicing.plan import StoredAs, cache_bytes, check_context, count, weight_bytes
 from model.slicing.spec import SliceSpec
 from model.slicing.trained import depths, narrow_width, widening_order
 
 MAX_GROUP = 8  # layers of which every choice is tried; larger groups are taken in parts
-
-Widths: TypeAlias = Mapping[int, int]  # of each kept layer, by its index in the parent, ascending
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,11 @@ class Budget:
     dtype: StoredAs = StoredAs.bf16
     cache_dtype: StoredAs | None = None
 
+    @property
+    def stored_cache(self) -> StoredAs:
+        """How keys and values are stored."""
+        return self.cache_dtype or self.dtype.cache
+
     def allows(self, size: Size) -> bool:
         """Whether a sub-model of this size is within the limits."""
         limits = ((self.max_effective, size.effective), (self.max_bytes, size.num_bytes))
@@ -71,7 +74,7 @@ class Budget:
         """Bytes of the weights of the sub-model ``spec``, and of its keys and values."""
         small = slice_text_config(config.text, spec)
         weights = weight_bytes(text_shapes(small, Layout.used), self.dtype) + tower_bytes(config, self.dtype)
-        return weights, cache_bytes(small, self.context_tokens, self.cache_dtype or self.dtype.cache)
+        return weights, cache_bytes(small, self.context_tokens, self.stored_cache)
 
     def size(self, config: ModelConfig, spec: SliceSpec) -> Size:
         """How large the sub-model ``spec`` of a model of this config is."""
@@ -92,34 +95,39 @@ def propose(config: ModelConfig, budget: Budget) -> SliceSpec:
         raise ConfigError("plan: no budget is given; set max_effective (parameters) or max_bytes")
     if budget.context_tokens:
         check_context(config.text, budget.context_tokens)
-
-    def size_of(widths: Widths) -> Size:
-        return budget.size(config, spec_of("measured", widths))
-
-    narrowest: Widths = {}
     for kept in depths(config.text):
-        narrowest = {layer: narrow_width(config.text, layer) for layer in kept}
-        if budget.allows(size_of(narrowest)):
-            widths = widened(config, narrowest, budget, size_of)
-            return spec_of(name_of(size_of(widths).effective), widths)
-    raise SliceError(explain_impossible(config, budget, spec_of("smallest", narrowest)))
+        narrowest = SliceSpec("narrowest", kept, tuple(narrow_width(config.text, layer) for layer in kept))
+        if budget.allows(smallest := budget.size(config, narrowest)):
+            return widened(config, narrowest, smallest, budget)
+    raise SliceError(explain_impossible(config, budget, narrowest))
 
 
-def widened(config: ModelConfig, narrowest: Widths, budget: Budget, size_of: Callable[[Widths], Size]) -> Widths:
-    """The widths of the depth whose narrowest are given, as far as the budget goes."""
-    own = config.text.intermediate_size
-    widths, smallest = dict(narrowest), size_of(narrowest)
-    size = smallest
+def widened(config: ModelConfig, narrowest: SliceSpec, size: Size, budget: Budget) -> SliceSpec:
+    """The sub-model of this depth, whose narrowest is of ``size``, widened as far as the budget goes."""
+    widths = dict(zip(narrowest.kept_layers, narrowest.ffn_widths, strict=True))
+    gains = gains_of(config.text, narrowest, budget)
     for group in in_parts(widening_order(config.text)):
-        can_widen = [layer for layer in group if layer in narrowest and narrowest[layer] < own[layer]]
-        # What a layer costs does not depend on the others.
-        gains = {layer: size_of({**narrowest, layer: own[layer]}) - smallest for layer in can_widen}
-        chosen = closest(budget, size, gains)
-        size = sum((gains[layer] for layer in chosen), start=size)
-        widths |= {layer: own[layer] for layer in chosen}
-        if len(chosen) < len(gains):
+        offered = {layer: gains[layer] for layer in group if layer in gains}
+        chosen = closest(budget, size, offered)
+        size = sum((offered[layer] for layer in chosen), start=size)
+        widths |= {layer: config.text.intermediate_size[layer] for layer in chosen}
+        if len(chosen) < len(offered):
             break
-    return widths
+    return SliceSpec(name_of(size.effective), tuple(widths), tuple(widths.values()))
+
+
+def gains_of(config: TextConfig, narrowest: SliceSpec, budget: Budget) -> dict[int, Size]:
+    """By how much a sub-model grows with each layer that gets its parent's width, whatever the others have."""
+    small = slice_text_config(config, narrowest)
+    gains: dict[int, Size] = {}
+    for position, layer in enumerate(narrowest.kept_layers):
+        if narrowest.ffn_widths[position] < config.intermediate_size[layer]:
+            wide, narrow = (
+                Size(sum(map(prod, shapes.values())), weight_bytes(shapes, budget.dtype))
+                for shapes in (layer_shapes(config, layer), layer_shapes(small, position))
+            )
+            gains[layer] = wide - narrow
+    return gains
 
 
 def closest(budget: Budget, size: Size, gains: Mapping[int, Size]) -> tuple[int, ...]:
@@ -146,11 +154,6 @@ def tower_bytes(config: ModelConfig, kind: StoredAs) -> int:
     """Bytes of the towers and their embedders, which every size has."""
     shapes = model_shapes(config, Layout.used)
     return weight_bytes({name: shape for name, shape in shapes.items() if is_tower(name)}, kind)
-
-
-def spec_of(name: str, widths: Widths) -> SliceSpec:
-    """The spec with these layers and widths."""
-    return SliceSpec(name, tuple(widths), tuple(widths.values()))
 
 
 def name_of(effective: int) -> str:
