@@ -4,16 +4,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from model.errors import CheckpointError
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 
 
-def find_checkpoint(written: str) -> Path:
+def find_checkpoint(written: str, files: Sequence[str] = HUB_FILES) -> Path:
     """The directory that ``checkpoint=`` means: one on this machine, or a model on the Hugging Face hub.
+
+    Args:
+        written: What a user gave.
+        files: Patterns of the files to fetch from the hub.
 
     Raises:
         CheckpointError: There is no such directory, and no such model can be fetched.
@@ -33,7 +38,7 @@ def find_checkpoint(written: str) -> Path:
     )
 
     try:
-        return Path(huggingface_hub.snapshot_download(written, allow_patterns=HUB_FILES))
+        return Path(huggingface_hub.snapshot_download(written, allow_patterns=list(files)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise CheckpointError(
             f"checkpoint: no directory '{written}' (relative names start at {Path.cwd()}), and the hub gave no model"

@@ -34,9 +34,9 @@ def check_new_directory(output: Path) -> None:
         raise ConfigError(f"output: '{output}' is already there; choose another name, or remove it")
 
 
-def check_new_file(output: Path) -> None:
-    """Raise ConfigError if something is there, or ``output`` cannot be made."""
-    check_place(output)
+def check_new_file(output: Path, *, key: str = "output") -> None:
+    """Raise ConfigError if something is there, or ``output`` cannot be made; ``key`` is where it was written."""
+    check_place(output, key=key)
     if output.exists():
         kind = "is a directory; give a file" if output.is_dir() else "is already there; choose another name"
-        raise ConfigError(f"output: '{output}' {kind}")
+        raise ConfigError(f"{key}: '{output}' {kind}")
