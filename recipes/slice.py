@@ -18,6 +18,7 @@ from model.slicing.adapter import slice_adapter
 from model.slicing.checkpoint import slice_checkpoint
 from model.slicing.count import Layout, count_effective_parameters, count_parameters, text_shapes
 from model.slicing.spec import SliceConfig, SliceSpec
+from model.slicing.submodel import SubModel
 from model.tower_config import Modality
 from recipes.locate import find_checkpoint
 from recipes.output import check_new_directory
@@ -50,14 +51,15 @@ def run(recipe: SliceRecipe) -> None:
     source = Checkpoint.open(find_checkpoint(recipe.checkpoint))
     spec = SliceSpec.resolve(recipe.slice, source.config.text)
     wanted = source.config if recipe.modalities is None else source.config.only(recipe.modalities)
+    sub = SubModel(spec, wanted.modalities)
     # With all that belongs to it, and checked, or not there.
     with whole_directory(recipe.output, marker=CONFIG_FILE) as directory:
         if recipe.adapter_path is None:
-            slice_checkpoint(source, directory, spec, modalities=wanted.modalities)
+            slice_checkpoint(source, directory, sub)
         elif recipe.merge:
-            slice_and_merge(source, recipe.adapter_path, directory, spec, wanted.modalities)
+            slice_and_merge(source, recipe.adapter_path, directory, sub)
         else:
-            slice_both(source, recipe.adapter_path, directory, spec, wanted.modalities)
+            slice_both(source, recipe.adapter_path, directory, sub)
         if recipe.check:
             # Imported late: without a check, slicing waits for no model to compute with.
             from recipes.slice_check import check
@@ -66,42 +68,38 @@ def run(recipe: SliceRecipe) -> None:
             check(
                 source, spec, directory, adapter=recipe.adapter_path, cut_adapter=cut_adapter, output=recipe.output
             )  # fmt: skip
-    print(f"{spec.name}: {describe(source.config, wanted, spec)}: {recipe.output}")
+    print(f"{spec.name}: {describe(source.config, wanted, sub)}: {recipe.output}")
 
 
-def describe(parent: ModelConfig, wanted: ModelConfig, spec: SliceSpec) -> str:
-    """How large the sub-model ``spec`` is, and what was left out of its parent's towers."""
+def describe(parent: ModelConfig, wanted: ModelConfig, sub: SubModel) -> str:
+    """How large the sub-model ``sub`` is, and what was left out of its parent's towers."""
     text = wanted.text
     shapes = text_shapes(text, Layout.used).items()
-    parameters, effective = count_parameters(shapes, spec, text), count_effective_parameters(shapes, spec, text)
+    parameters, effective = count_parameters(shapes, sub, text), count_effective_parameters(shapes, sub, text)
     told = f"{parameters:,} text parameters, {effective:,} of them effective"
     if wanted.is_multimodal:
-        total = count_parameters(model_shapes(wanted, Layout.used).items(), spec, text)
+        total = count_parameters(model_shapes(wanted, Layout.used).items(), sub, text)
         told += f"; {total - parameters:,} for {' and '.join(wanted.modalities[1:])}, {total:,} in all"
     if left_out := [modality for modality in parent.modalities if modality not in wanted.modalities]:
         told += f"; left out: {', '.join(left_out)}"
     return told
 
 
-def slice_both(
-    source: Checkpoint, adapter: Path, output: Path, spec: SliceSpec, modalities: Sequence[Modality]
-) -> None:
+def slice_both(source: Checkpoint, adapter: Path, output: Path, sub: SubModel) -> None:
     """The checkpoint into ``output``, the adapter into a folder in it: cut first, being what may be refused."""
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f"{output.name}.") as aside:
-        slice_adapter(adapter, Path(aside, ADAPTER), spec, source.config.text, modalities=modalities)
-        slice_checkpoint(source, output, spec, modalities=modalities)
+        slice_adapter(adapter, Path(aside, ADAPTER), sub, source.config)
+        slice_checkpoint(source, output, sub)
         Path(aside, ADAPTER).rename(output / ADAPTER)
 
 
-def slice_and_merge(
-    source: Checkpoint, adapter: Path, output: Path, spec: SliceSpec, modalities: Sequence[Modality]
-) -> None:
+def slice_and_merge(source: Checkpoint, adapter: Path, output: Path, sub: SubModel) -> None:
     """The sub-model of the merged model. Slicing first gives the same weights and needs the smaller memory."""
     from recipes.merge import merge_into  # late: of all that slicing does, this alone computes
 
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f"{output.name}.") as aside:
-        slice_adapter(adapter, Path(aside, ADAPTER), spec, source.config.text, modalities=modalities)
-        slice_checkpoint(source, Path(aside, "model"), spec, modalities=modalities)
+        slice_adapter(adapter, Path(aside, ADAPTER), sub, source.config)
+        slice_checkpoint(source, Path(aside, "model"), sub)
         merge_into(Path(aside, "model"), Path(aside, ADAPTER), output)
 
 
