@@ -8,10 +8,13 @@ layers stay and how wide each is. Source: MatFormer, arXiv 2310.07707; the publi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TypeGuard
 
 from model.config import TextConfig
-from model.errors import SliceError
+from model.errors import SliceError, counted
 
 
 @dataclass(kw_only=True, slots=True)
@@ -19,12 +22,15 @@ class SliceConfig:
     """A wished-for sub-model, as written in ``conf/slice/*.yaml``.
 
     ``ffn_widths`` holds one width per kept layer, one width for all of them, or nothing (every layer
-    keeps its parent's width).
+    keeps its parent's width). Instead of layers and widths, a row of a table may be named; what stands
+    there is put in by ``model.slicing.table.written_in``.
     """
 
     name: str
-    skip_layers: list[int] = field(default_factory=list)
-    ffn_widths: list[int] = field(default_factory=list)
+    skip_layers: list[int] = field(default_factory=list)  # by index in the parent, ascending
+    ffn_widths: list[int] = field(default_factory=list)  # one per kept layer, or one for all; none = the parent's
+    csv: str | None = None  # file of slices in Google's CSV schema; null = Google's own table
+    row: str | None = None  # name of a row of csv, instead of skip_layers and ffn_widths
 
 
 @dataclass(frozen=True)
@@ -52,24 +58,31 @@ class SliceSpec:
             SliceError: The layers or widths do not fit the parent, or a layer is skipped whose keys
                 and values a kept layer reads.
         """
-        name, layers = written.name, config.num_hidden_layers
-        skipped = set(written.skip_layers)
-        if unknown := sorted(skipped - set(range(layers))):
-            raise SliceError(f"slice '{name}': skip_layers has {unknown}, but the parent has layers 0 to {layers - 1}")
+        assert (written.csv, written.row) == (None, None), "a row is put in by written_in first"
+        where, layers = f"slice '{written.name}'", config.num_hidden_layers
+        skipped = check_skips(where, written.skip_layers)
+        if unknown := [layer for layer in skipped if layer >= layers]:
+            raise SliceError(
+                f"{where}: skip_layers has {unknown}, but the parent has layers 0 to {layers - 1}; leave out what is"
+                " not there"
+            )
         kept = tuple(layer for layer in range(layers) if layer not in skipped)
         if not kept:
-            raise SliceError(f"slice '{name}': skip_layers leaves no layer; keep at least one")
+            raise SliceError(f"{where}: skip_layers leaves no layer; keep at least one")
         widths = tuple(written.ffn_widths)
         if len(widths) == 1:
             widths *= len(kept)
         elif not widths:
             widths = tuple(config.intermediate_size[layer] for layer in kept)
         if len(widths) != len(kept):
+            hint = " (leave out those of skipped layers)" if len(widths) == layers else ""
             raise SliceError(
-                f"slice '{name}': {len(widths)} ffn_widths for {len(kept)} kept layers;"
-                " give one per kept layer, or a single width for all"
+                f"{where}: {len(widths)} ffn_widths for {counted(len(kept), 'kept layer')};"
+                f" give one per kept layer, or a single width for all{hint}"
             )
-        spec = cls(name, kept, widths)
+        for layer, width in zip(kept, widths, strict=True):
+            check_width(where, layer, width, widest=config.intermediate_size[layer])
+        spec = cls(written.name, kept, widths)
         spec.check(config)
         return spec
 
@@ -77,11 +90,7 @@ class SliceSpec:
         """Raise SliceError where this is not a part of ``config`` that can compute anything."""
         self.check_layers(config.num_hidden_layers)
         for layer, width in zip(self.kept_layers, self.ffn_widths, strict=True):
-            if not isinstance(width, int) or not 0 < width <= config.intermediate_size[layer]:
-                raise SliceError(
-                    f"slice '{self.name}': layer {layer} asks for width {width};"
-                    f" its parent has 1 to {config.intermediate_size[layer]}"
-                )
+            check_width(f"slice '{self.name}'", layer, width, widest=config.intermediate_size[layer])
         kept = frozenset(self.kept_layers)
         for reader in self.kept_layers:
             producer, kind = config.kv_producer(reader), config.layer_types[reader]
@@ -113,3 +122,59 @@ class SliceSpec:
     def is_full(self, config: TextConfig) -> bool:
         """Whether this keeps everything of ``config``."""
         return len(self.kept_layers) == config.num_hidden_layers and self.ffn_widths == config.intermediate_size
+
+
+def check_skips(where: str, skipped: Sequence[object]) -> tuple[int, ...]:
+    """Skipped layers as they are written, if layers can be named like that; ``where`` they stand is told if not.
+
+    Raises:
+        SliceError: One is no whole number, or negative, or stands twice, or they are not in ascending order.
+    """
+    for place, layer in enumerate(skipped):
+        if not is_whole(layer):
+            raise SliceError(
+                f"{where}: skip_layers[{place}] is {layer!r}; layers are whole numbers from 0 on;"
+                f" write {whole(layer, least=0)}"
+            )
+    layers = [layer for layer in skipped if is_whole(layer)]
+    if negative := [layer for layer in layers if layer < 0]:
+        raise SliceError(
+            f"{where}: skip_layers has {negative}, but layers are numbered from 0 on, and not from the end;"
+            " write their numbers in the parent"
+        )
+    ordered = sorted(set(layers))
+    remedy = f"write skip_layers=[{','.join(map(str, ordered))}]"
+    if twice := [layer for layer in ordered if layers.count(layer) > 1]:
+        raise SliceError(f"{where}: skip_layers has {twice} more than once; name each layer once: {remedy}")
+    if layers != ordered:
+        behind = next(later for earlier, later in pairwise(layers) if later < earlier)
+        raise SliceError(
+            f"{where}: skip_layers has {behind} behind a later layer; layers stand in ascending order: {remedy}"
+        )
+    return tuple(layers)
+
+
+def check_width(where: str, layer: int, width: object, *, widest: int) -> None:
+    """Raise SliceError unless ``layer``, of ``widest`` neurons in the parent, can be cut to ``width``."""
+    if not is_whole(width):
+        rule, remedy = "widths are whole numbers", f"write {whole(width, least=1)}"
+    elif width < 1:
+        rule = f"its parent has 1 to {widest}"
+        remedy = "to leave the layer out, name it in skip_layers and give no width for it"
+    elif width > widest:
+        rule, remedy = f"its parent has 1 to {widest}", f"ask for {widest} or less"
+    else:
+        return
+    raise SliceError(f"{where}: layer {layer} asks for width {width!r}; {rule}; {remedy}")
+
+
+def is_whole(number: object) -> TypeGuard[int]:
+    """Whether this is a whole number, as true and 3.0 are not."""
+    return isinstance(number, int) and not isinstance(number, bool)
+
+
+def whole(found: object, *, least: int) -> str:
+    """What to write for something that is no whole number: that number, if it is as good as one."""
+    if isinstance(found, float) and found.is_integer() and found >= least:
+        return str(int(found))
+    return "a whole number"
