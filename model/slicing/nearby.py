@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
 
 from model.config import TextConfig
 from model.slicing.count import layer_shapes
@@ -53,11 +55,11 @@ def in_pattern(spec: SliceSpec, config: TextConfig, width: int) -> list[tuple[in
     that make keys and values. Producers of the parent stay.
     """
     asked = dict(zip(spec.kept_layers, spec.ffn_widths, strict=True))
-    readers = range(config.first_shared_layer, config.num_hidden_layers)
+    sizes, readers = layer_sizes(config), range(config.first_shared_layer, config.num_hidden_layers)
     producers = {config.kv_producer(reader) for reader in readers}
     best: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}
     for layer in range(config.num_hidden_layers):
-        skipping, taking = (difference(config, layer, asked.get(layer), one) for one in (None, width))
+        skipping, taking = (sizes.difference(layer, asked.get(layer), one) for one in (None, width))
         following: dict[int, tuple[int, tuple[int, ...]]] = {}
         for count, (cost, kept) in best.items():
             options = [] if layer in producers else [(count, (cost + skipping, kept))]
@@ -81,28 +83,42 @@ def fits(config: TextConfig, layer: int, position: int, width: int) -> bool:
 
 def change(spec: SliceSpec, other: SliceSpec, config: TextConfig) -> tuple[int, int, int]:
     """How far ``other`` is from ``spec``: parameters and layers that only one of them has; then its size."""
+    sizes = layer_sizes(config)
     left, right = (dict(zip(one.kept_layers, one.ffn_widths, strict=True)) for one in (spec, other))
     layers = left.keys() | right.keys()
     return (
-        sum(difference(config, layer, left.get(layer), right.get(layer)) for layer in layers),
+        sum(sizes.difference(layer, left.get(layer), right.get(layer)) for layer in layers),
         len(left.keys() ^ right.keys()),
-        sum(layer_size(config, layer, width) for layer, width in right.items()),
+        sum(sizes.of(layer, width) for layer, width in right.items()),
     )
 
 
-def difference(config: TextConfig, layer: int, left: int | None, right: int | None) -> int:
-    """Parameters of one layer that only one of two sub-models has; a width of None is no such layer."""
-    return abs(layer_size(config, layer, left) - layer_size(config, layer, right))
+@dataclass(frozen=True)
+class LayerSizes:
+    """Parameters of each layer without its feed-forward network, and those of one neuron."""
+
+    fixed: tuple[int, ...]
+    neuron: int
+
+    def of(self, layer: int, width: int | None) -> int:
+        """Parameters that a layer of this width costs; a width of None is no such layer."""
+        return 0 if width is None else self.fixed[layer] + self.neuron * width
+
+    def difference(self, layer: int, left: int | None, right: int | None) -> int:
+        """Parameters of one layer that only one of two sub-models has."""
+        return abs(self.of(layer, left) - self.of(layer, right))
 
 
-def layer_size(config: TextConfig, layer: int, width: int | None) -> int:
-    """Parameters that a layer of this width costs, its rows and columns of the per-layer tables included."""
-    if width is None:
-        return 0
-    within = sum(math.prod(shape) for shape in layer_shapes(config, layer).values())
-    narrowed = FFN_MATRICES * config.hidden_size * (config.intermediate_size[layer] - width)
+@cache  # for one parent, many sub-models are compared
+def layer_sizes(config: TextConfig) -> LayerSizes:
+    """What layers cost, their rows and columns of the per-layer tables included."""
+    neuron = FFN_MATRICES * config.hidden_size
     tables = config.hidden_size_per_layer_input * (config.vocab_size_per_layer_input + config.hidden_size)
-    return within - narrowed + tables
+    fixed = (
+        sum(math.prod(shape) for shape in layer_shapes(config, layer).values()) - neuron * width + tables
+        for layer, width in enumerate(config.intermediate_size)
+    )
+    return LayerSizes(tuple(fixed), neuron)
 
 
 FFN_MATRICES = 3  # gate, up and down, each with one row or column per neuron

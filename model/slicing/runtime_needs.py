@@ -83,7 +83,7 @@ def other_count_of_producers(shipped: Shipped) -> str | None:
     first = shipped.text.first_shared_layer
     if first == OWN_KV_LAYERS:
         return None
-    return f"{first} layers make keys and values, {OWN_KV_LAYERS} is a constant; skip none or all of those behind them"
+    return f"{first} layers make keys and values, {OWN_KV_LAYERS} is a constant; skip layers behind those only"
 
 
 def other_pattern(shipped: Shipped) -> str | None:
