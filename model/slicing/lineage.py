@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,7 @@ def name_of(source: Checkpoint) -> str:
     return f" (`{name}`)" if isinstance(name, str) and name and not name.startswith((".", "/")) else ""
 
 
-def run_lengths(widths: list[int]) -> list[str]:
+def run_lengths(widths: Sequence[int]) -> list[str]:
     """Widths layer by layer, equal neighbours together: ``4 × 8192``."""
     runs: list[tuple[int, int]] = []
     for width in widths:
