@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 RECIPES = {
     "train": "train a model, or an adapter on it, at one size or elastically",
+    "plan": "tell what a sub-model costs, or which one a budget allows",
     "slice": "cut a smaller model out of a checkpoint",
     "evaluate": "measure sub-models on held-out conversations",
     "generate": "answer a prompt",

@@ -95,11 +95,14 @@ def propose(config: ModelConfig, budget: Budget) -> SliceSpec:
         raise ConfigError("plan: no budget is given; set max_effective (parameters) or max_bytes")
     if budget.context_tokens:
         check_context(config.text, budget.context_tokens)
-    for kept in depths(config.text):
-        narrowest = SliceSpec("narrowest", kept, tuple(narrow_width(config.text, layer) for layer in kept))
-        if budget.allows(smallest := budget.size(config, narrowest)):
-            return widened(config, narrowest, smallest, budget)
-    raise SliceError(explain_impossible(config, budget, narrowest))
+    narrowest = [
+        SliceSpec("narrowest", kept, tuple(narrow_width(config.text, layer) for layer in kept))
+        for kept in depths(config.text)
+    ]
+    for spec in narrowest:
+        if budget.allows(size := budget.size(config, spec)):
+            return widened(config, spec, size, budget)
+    raise SliceError(explain_impossible(config, budget, narrowest[-1]))
 
 
 def widened(config: ModelConfig, narrowest: SliceSpec, size: Size, budget: Budget) -> SliceSpec:

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tell what a sub-model costs, or which sub-model a budget allows: a config is read, no weights are, and no torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from model.config import CONFIG_FILE, ModelConfig
+from model.errors import ConfigError, SliceError
+from model.slicing.config import slice_config
+from model.slicing.plan import Plan, StoredAs
+from model.slicing.propose import Budget, propose
+from model.slicing.runtimes import Runtime, nearest, preflight
+from model.slicing.spec import SliceConfig, SliceSpec
+from model.slicing.submodel import SubModel
+from model.slicing.table import write_slices, written_in
+from model.tower_config import Modality
+from recipes.locate import find_checkpoint
+from recipes.output import check_new_file
+from recipes.plan_report import Report, show, slice_file
+from recipes.program import start
+from recipes.schema import choices
+from recipes.shape import ShapeConfig
+
+USUAL_CONTEXT_TOKENS = 8192
+
+
+@dataclass(kw_only=True, slots=True)
+class PlanRecipe:
+    """Tell what a sub-model costs: parameters, bytes, keys and values, operations, and which runtimes load it.
+
+    The parent is model=e4b, or model=DIRECTORY of a checkpoint, of which config.json alone is read. With
+    max_effective or max_bytes, the part of slice= is proposed that comes closest under it: layers get their
+    own width or half of it, as trained, in the order of Google's table. It is printed as a file for conf/slice.
+    """
+
+    slice: SliceConfig
+    model: ShapeConfig | None = None  # or a directory, or a name on the hub, which are put under checkpoint
+    checkpoint: str | None = None  # directory or hub name of published weights
+    modalities: list[Modality] | None = None  # towers to keep, beside text; null = all there are
+    context: int | None = None  # tokens; null = 8192, or as many as the model was made for
+    dtype: StoredAs = StoredAs.bf16  # of the weights in max_bytes
+    cache_dtype: StoredAs | None = None  # of keys and values in max_bytes; null = bf16, or fp32 with dtype=fp32
+    max_effective: float | None = (
+        None  # parameters without token tables, as Google counts them in E2B; 3.0e9 is 3 billion
+    )
+    max_bytes: float | None = None  # of weights, towers included, and keys and values of context
+    runtime: str | None = None  # take the nearest sub-model that this runtime runs
+    json: bool = False  # print all of it as JSON instead
+    save: Path | None = None  # new file for the sub-model, as in conf/slice
+    csv: Path | None = None  # new file for the sub-model, in Google's CSV schema
+
+    def __post_init__(self) -> None:
+        for key in ("max_effective", "max_bytes"):
+            if (limit := getattr(self, key)) is not None and not 0 < limit < float("inf"):
+                raise ConfigError(f"{key} is {limit}; it must be a positive number, as in {key}=3.0e9")
+
+
+def run(recipe: PlanRecipe) -> None:
+    """Plan, and say it; write what is asked for."""
+    for key in ("save", "csv"):
+        if (path := getattr(recipe, key)) is not None:
+            check_new_file(path, key=key)
+    parent = parent_of(recipe)
+    report = plan(recipe, parent)
+    if recipe.json:
+        print(json.dumps(report.as_json(), indent=2))
+    else:
+        show(report)
+    spec = report.plan.sub.spec
+    if recipe.save is not None:
+        recipe.save.parent.mkdir(parents=True, exist_ok=True)
+        recipe.save.write_text(slice_file(spec, parent.text, name=recipe.save.stem), encoding="utf-8")
+    if recipe.csv is not None:
+        recipe.csv.parent.mkdir(parents=True, exist_ok=True)
+        write_slices(recipe.csv, {spec.name: spec}, parent.text)
+
+
+def plan(recipe: PlanRecipe, parent: ModelConfig) -> Report:
+    """The figures of the sub-model that is asked for, proposed, or the nearest to it that a runtime runs.
+
+    Raises:
+        MatsliceError: The slice, the context or the modalities do not fit the parent, no sub-model fits the budget,
+            or the runtime runs none.
+    """
+    kept = parent if recipe.modalities is None else parent.only(recipe.modalities)
+    budget = budget_of(recipe, kept)
+    spec = SliceSpec.resolve(written_in(recipe.slice), kept.text)
+    if is_limited := budget.max_effective is not None or budget.max_bytes is not None:
+        spec = spec.then(propose(slice_config(kept, SubModel(spec)), budget))
+    asked = spec
+    if recipe.runtime is not None:
+        if (found := nearest(spec, kept, recipe.runtime)) is None:
+            raise SliceError(f"runtime {recipe.runtime}: it runs no sub-model of this parent; see the table without it")
+        spec = found if found == spec else replace(found, name=f"{spec.name}_{Runtime.named(recipe.runtime).name}")
+    modalities = None if recipe.modalities is None else kept.modalities
+    return Report(
+        plan=Plan.of(parent, SubModel(spec, modalities), context_tokens=budget.context_tokens),
+        parent=parent,
+        budget=budget,
+        is_limited=is_limited,
+        asked=asked,
+        verdicts=preflight(spec, parent, modalities=modalities),
+    )
+
+
+def budget_of(recipe: PlanRecipe, config: ModelConfig) -> Budget:
+    """The limits that a recipe sets, if any, and how bytes are counted in them."""
+    context = recipe.context
+    if context is None:
+        context = min(USUAL_CONTEXT_TOKENS, config.text.max_position_embeddings)
+    return Budget(
+        max_effective=None if recipe.max_effective is None else int(recipe.max_effective),
+        max_bytes=None if recipe.max_bytes is None else int(recipe.max_bytes),
+        context_tokens=context,
+        dtype=recipe.dtype,
+        cache_dtype=recipe.cache_dtype,
+    )
+
+
+def parent_of(recipe: PlanRecipe) -> ModelConfig:
+    """The parent's config.
+
+    Raises:
+        MatsliceError: None is given, or two are; or there is no config there, or none of Gemma 3n.
+    """
+    if (recipe.model is None) == (recipe.checkpoint is None):
+        found = "neither is" if recipe.model is None else "both are"
+        raise ConfigError(
+            f"plan: the parent is one model or one checkpoint, but {found} given; say"
+            f" model={'|'.join(choices('model'))}|DIRECTORY"
+        )
+    if recipe.model is not None:
+        return recipe.model.to_model_config()
+    assert recipe.checkpoint is not None
+    return ModelConfig.read(find_checkpoint(recipe.checkpoint, files=[CONFIG_FILE]))
+
+
+def as_checkpoint(word: str) -> str:
+    """``model=DIRECTORY`` as ``checkpoint=DIRECTORY``: to Hydra, ``model=`` chooses a file of conf and nothing else."""
+    key, _, value = word.partition("=")
+    if key != "model":
+        return word
+    names_shape = value in choices("model") and not Path(value, CONFIG_FILE).is_file()
+    is_place = "/" in value or (Path(value).is_dir() and not names_shape)
+    return f"checkpoint={value}" if is_place else word
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run from a command line; return the exit status."""
+    return start("plan", PlanRecipe, run, [as_checkpoint(word) for word in arguments])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

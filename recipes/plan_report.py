@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a plan is told: as tables for a person, as JSON for a program, and as a file for ``conf/slice``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from model.config import ModelConfig, TextConfig
+from model.slicing.plan import Plan, StoredAs
+from model.slicing.propose import Budget, ranges_of
+from model.slicing.runtimes import Verdict
+from model.slicing.spec import SliceSpec
+
+WIDTHS_IN_A_LINE = 5  # a block of Gemma 3n
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A plan, what was asked for, and what is to be known before it is used."""
+
+    plan: Plan
+    parent: ModelConfig
+    budget: Budget
+    is_limited: bool  # whether the sub-model was proposed for a budget
+    asked: SliceSpec  # before a runtime's needs were met
+    verdicts: Sequence[Verdict]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of weights, and of keys and values, stored as the budget says."""
+        plan, budget = self.plan, self.budget
+        return plan.weight_bytes[budget.dtype] + plan.cache_bytes[budget.stored_cache]
+
+    @property
+    def changed(self) -> bool:
+        """Whether the sub-model is another than was asked for, for a runtime's sake."""
+        return self.asked != self.plan.sub.spec
+
+    @property
+    def fits(self) -> bool:
+        """Whether the budget is kept, which a sub-model changed for a runtime may not do."""
+        limits = (self.budget.max_effective, self.plan.published.effective), (self.budget.max_bytes, self.num_bytes)
+        return all(limit is None or found <= limit for limit, found in limits)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, in plain values."""
+        plan, budget = self.plan, self.budget
+        return {
+            "slice": written(plan.sub.spec, self.parent.text),
+            "modalities": [str(modality) for modality in plan.config.modalities],
+            "context_tokens": plan.context_tokens,
+            "parameters": {"used": asdict(plan.used), "published": asdict(plan.published)},
+            "weight_bytes": plain(plan.weight_bytes),
+            "per_layer_table_bytes": plain(plan.per_layer_table_bytes),
+            "cache_bytes": plain(plan.cache_bytes),
+            "whole_cache_bytes": plain(plan.whole_cache_bytes),
+            "flops_per_token": asdict(plan.work_per_token) | {"total": plan.work_per_token.total},
+            "budget": {
+                "max_effective": budget.max_effective,
+                "max_bytes": budget.max_bytes,
+                "dtype": str(budget.dtype),
+                "cache_dtype": str(budget.stored_cache),
+                "bytes": self.num_bytes,
+                "fits": self.fits,
+            },
+            "asked": written(self.asked, self.parent.text),
+            "runtimes": [asdict(verdict) for verdict in self.verdicts],
+        }
+
+
+def show(report: Report) -> None:
+    """Print it for a person."""
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    for part in parts(report):
+        console.print(part)
+
+
+def parts(report: Report) -> Iterator[str | Table]:
+    """What is said, from top to bottom."""
+    plan, budget, work = report.plan, report.budget, report.plan.work_per_token
+    spec, layers = plan.sub.spec, report.parent.text.num_hidden_layers
+    widths = sorted(set(spec.ffn_widths))
+    told = f"width {widths[0]}" if len(widths) == 1 else f"widths {widths[0]} to {widths[-1]}"
+    yield (
+        f"[bold]{escape(spec.name)}[/bold]: {len(spec.kept_layers)} of {layers} layers"
+        f" ({ranges_of(spec.kept_layers)}) at {told}, of {', '.join(plan.config.modalities)}"
+    )
+    yield parameters_table(plan)
+    yield bytes_table(plan)
+    yield (
+        f"{budget.dtype} weights with {budget.stored_cache} keys and values: {readable(report.num_bytes)}"
+        f" ({report.num_bytes:,} bytes)"
+    )
+    yield (
+        f"work per token, {plan.context_tokens:,} tokens seen: {work.total / 1e9:.2f} GFLOP (layers"
+        f" {work.linear / 1e9:.2f}, attention {work.attention / 1e9:.2f}, head {work.head / 1e9:.2f})"
+    )
+    yield runtimes_table(report.verdicts)
+    if report.changed:
+        over = "" if report.fits else "; it is over the budget"
+        yield f"it is the nearest to {escape(report.asked.name)} that the runtime runs{over}"
+    if report.is_limited or report.changed:
+        yield escape(slice_file(spec, report.parent.text, name=spec.name))
+
+
+def parameters_table(plan: Plan) -> Table:
+    """Parameters in both conventions."""
+    table = Table("parameters", title_justify="left")
+    table.add_column("used\nours, transformers from 5.6 on", justify="right")
+    table.add_column("published\nGoogle's files: also unread keys, values", justify="right")
+    for name, meaning in (
+        ("total", "total, with towers"), ("text", "text"), ("effective", "effective: text without token tables"),
+    ):  # fmt: skip
+        table.add_row(meaning, f"{getattr(plan.used, name):,}", f"{getattr(plan.published, name):,}")
+    return table
+
+
+def bytes_table(plan: Plan) -> Table:
+    """Bytes, by how they are stored."""
+    table = Table("stored as")
+    for kind in StoredAs:
+        table.add_column(kind.value, justify="right")
+    rows: dict[str, Mapping[StoredAs, int]] = {
+        "weights": plan.weight_bytes,
+        "  of them per-layer embeddings": plan.per_layer_table_bytes,
+        f"keys and values of {plan.context_tokens:,} tokens": plan.cache_bytes,
+        "  where local layers keep all": plan.whole_cache_bytes,
+    }
+    for name, sizes in rows.items():
+        table.add_row(name, *(readable(sizes[kind]) for kind in StoredAs))
+    table.caption = (
+        "int8, int4: the decoder's matrices, in groups of 32 with a 16-bit scale; norms, AltUp's coefficients and"
+        " towers in bf16"
+    )
+    return table
+
+
+def runtimes_table(verdicts: Sequence[Verdict]) -> Table:
+    """What each runtime says to it."""
+    table = Table("runtime", "runs", "why not, or on which condition")
+    for verdict in verdicts:
+        table.add_row(verdict.runtime, "yes" if verdict.runs else "no", escape("; ".join(verdict.reasons)))
+    return table
+
+
+def slice_file(spec: SliceSpec, config: TextConfig, *, name: str) -> str:
+    """The sub-model as a file of ``conf/slice``, whose name it bears."""
+    fields = written(spec, config) | {"name": name}
+    widths = fields["ffn_widths"]
+    lines = [
+        f"# {len(spec.kept_layers)} of {config.num_hidden_layers} layers, as planned.",
+        f"#   matslice slice checkpoint=weights/parent slice={name} output=weights/{name}",
+        f"name: {name}",
+        f"skip_layers: {fields['skip_layers']}",
+    ]
+    if len(widths) == 1:
+        return "\n".join([*lines, f"ffn_widths: {widths}", ""])
+    rows = [widths[start : start + WIDTHS_IN_A_LINE] for start in range(0, len(widths), WIDTHS_IN_A_LINE)]
+    return "\n".join([*lines, "ffn_widths: [", *(f"  {', '.join(map(str, row))}," for row in rows), "]", ""])
+
+
+def written(spec: SliceSpec, config: TextConfig) -> dict[str, Any]:
+    """The sub-model as a person would write it; one width that all layers have stands once."""
+    kept, widths = set(spec.kept_layers), list(spec.ffn_widths)
+    return {
+        "name": spec.name,
+        "skip_layers": [layer for layer in range(config.num_hidden_layers) if layer not in kept],
+        "ffn_widths": widths[:1] if len(set(widths)) == 1 else widths,
+    }
+
+
+def plain(sizes: Mapping[StoredAs, int]) -> dict[str, int]:
+    """Sizes by the names of how they are stored."""
+    return {str(kind): size for kind, size in sizes.items()}
+
+
+def readable(num_bytes: int) -> str:
+    """Bytes in the largest decimal unit, as budgets are written."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if num_bytes >= unit:
+            return f"{num_bytes / unit:.2f} {name}"
+    return f"{num_bytes} B"

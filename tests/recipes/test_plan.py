@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``matslice plan`` on the command line: figures, proposals, files, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from model.slicing.spec import SliceConfig, SliceSpec
+from model.slicing.table import read_slices
+from recipes.cli import main
+from recipes.shape import ShapeConfig
+from tests.tiny import TINY_TEXT, tiny_multimodal_config
+
+Captured = pytest.CaptureFixture[str]
+MAX_CPU_SECONDS = 2  # measured are 0.6
+
+
+def planned(capsys: Captured, *words: str) -> dict[str, Any]:
+    """What is told as JSON."""
+    assert main(["plan", *words, "json=true"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def refused(capsys: Captured, *words: str) -> str:
+    """The one line that a wrong command is answered with."""
+    assert main(["plan", *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A checkpoint of which there is nothing but the config."""
+    path = tmp_path / "tiny"
+    path.mkdir()
+    tiny_multimodal_config().write(path)
+    return path
+
+
+def test_a_slice_of_e4b_has_the_published_size(capsys: Captured) -> None:
+    told = planned(capsys, "model=e4b", "slice=e2b")
+    assert told["parameters"]["published"]["effective"] == 1_905_495_648
+    assert told["parameters"]["used"]["total"] == 5_418_464_192
+    assert told["context_tokens"] == 8192
+    assert told["slice"] == {"name": "e2b", "skip_layers": [20, 21, 22, 23, 24], "ffn_widths": [8192]}
+    assert {one["runtime"]: one["runs"] for one in told["runtimes"]}["llama.cpp"] is True
+
+
+def test_a_person_is_told_in_words_and_tables(capsys: Captured) -> None:
+    assert main(["plan", "model=e4b", "slice=e2b", "context=4096"]) == 0
+    told = capsys.readouterr().out
+    assert "e2b: 30 of 35 layers (0-19, 25-34) at width 8192, of text, vision, audio" in told
+    for words in ("1,905,495,648", "1,884,521,568", "10.84 GB", "of 4,096 tokens", "GFLOP", "mistral.rs"):
+        assert words in told
+    assert "ffn_widths" not in told  # nothing is proposed
+
+
+@pytest.mark.parametrize("key", ["model", "checkpoint"])
+def test_a_directory_with_a_config_is_a_parent(capsys: Captured, directory: Path, key: str) -> None:
+    told = planned(capsys, f"{key}={directory}")
+    assert told["context_tokens"] == TINY_TEXT.max_position_embeddings  # it was made for no more
+    assert told["modalities"] == ["text", "vision", "audio"]
+
+
+def test_a_directory_here_is_a_parent_by_its_bare_name(
+    capsys: Captured, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(directory.parent)
+    directory.rename("mine")
+    assert planned(capsys, "model=mine")["parameters"]["used"]["total"] < 1_000_000
+    Path("mine").rename("e2b")  # also if a shape has that name
+    assert planned(capsys, "model=e2b")["parameters"]["used"]["total"] < 1_000_000
+
+
+def test_an_empty_directory_does_not_hide_a_shape(
+    capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("e4b").mkdir()
+    assert planned(capsys, "model=e4b")["parameters"]["used"]["total"] == 7_818_517_072
+
+
+def test_a_budget_of_parameters_is_answered_with_a_file_for_conf(capsys: Captured) -> None:
+    assert main(["plan", "model=e4b", "max_effective=3.0e9"]) == 0
+    told = capsys.readouterr().out
+    assert "2,973,858,288" in told
+    pasted = SliceConfig(**yaml.safe_load(told[told.index("name: e2_97b") :]))
+    e4b = ShapeConfig(**shape("e4b")).to_model_config()
+    assert sum(SliceSpec.resolve(pasted, e4b.text).ffn_widths) == 8192 * 35 + 8192 * 15
+
+
+def shape(name: str) -> dict[str, Any]:
+    """The text fields of a file of conf/model."""
+    fields = yaml.safe_load((Path(__file__).parents[2] / "conf" / "model" / f"{name}.yaml").read_text(encoding="utf-8"))
+    return {key: value for key, value in fields.items() if key not in ("vision", "audio")}
+
+
+def test_a_budget_of_bytes_counts_weights_towers_and_keys_and_values(capsys: Captured) -> None:
+    words = ("model=e4b", "max_bytes=4e9", "context=8192", "dtype=int4")
+    told = planned(capsys, *words)
+    assert told["budget"]["bytes"] == told["weight_bytes"]["int4"] + told["cache_bytes"]["bf16"]
+    assert 3.9e9 < told["budget"]["bytes"] <= 4e9
+    text_only = planned(capsys, *words, "modalities=[text]")
+    assert text_only["parameters"]["used"]["total"] == text_only["parameters"]["used"]["text"]
+    assert len(text_only["slice"]["skip_layers"]) < len(told["slice"]["skip_layers"])
+    small_cache = planned(capsys, *words, "cache_dtype=int8")
+    assert small_cache["budget"]["bytes"] == small_cache["weight_bytes"]["int4"] + small_cache["cache_bytes"]["int8"]
+
+
+def test_a_budget_proposes_part_of_the_slice_that_is_given(capsys: Captured) -> None:
+    told = planned(capsys, "model=e4b", "slice=e2b", "max_effective=1.6e9")
+    assert told["slice"]["skip_layers"] == [*range(20, 25), *range(30, 35)]
+    assert told["slice"]["ffn_widths"] == [8192]
+
+
+def test_what_is_saved_is_what_is_proposed(capsys: Captured, directory: Path, tmp_path: Path) -> None:
+    yaml_file, csv_file = tmp_path / "new" / "mine.yaml", tmp_path / "mine.csv"
+    told = planned(capsys, f"model={directory}", "max_bytes=400e3", f"save={yaml_file}", f"csv={csv_file}")
+    saved = SliceConfig(**yaml.safe_load(yaml_file.read_text(encoding="utf-8")))
+    assert saved == SliceConfig(**told["slice"] | {"name": "mine"})
+    spec = SliceSpec.resolve(saved, TINY_TEXT)
+    assert not spec.is_full(TINY_TEXT)
+    (row,) = read_slices(csv_file).values()
+    assert SliceSpec.resolve(row, TINY_TEXT).ffn_widths == spec.ffn_widths
+    with csv_file.open(encoding="utf-8", newline="") as file:
+        assert next(csv.reader(file))[0] == "name"
+    assert main(["plan", f"model={directory}", "--config-dir", str(place(yaml_file)), "slice=mine"]) == 0
+
+
+def place(saved: Path) -> Path:
+    """A directory of a user's own config files, with what was saved in it."""
+    folder = saved.parent / "conf" / "slice"
+    folder.mkdir(parents=True)
+    saved.rename(folder / saved.name)
+    return folder.parent
+
+
+def test_a_runtime_gets_the_nearest_sub_model_that_it_runs(capsys: Captured) -> None:
+    words = ("model=e4b", "max_effective=3.0e9")
+    told = planned(capsys, *words, "runtime=llama.cpp")
+    assert {one["runtime"]: one["runs"] for one in told["runtimes"]}["llama.cpp"] is True
+    assert len(told["slice"]["ffn_widths"]) == 1
+    assert told["slice"]["name"] == "e2_97b_llama_cpp"
+    assert told["asked"] == planned(capsys, *words)["slice"]
+    runs_already = planned(capsys, *words, "runtime=vllm")
+    assert runs_already["slice"] == runs_already["asked"]
+    assert main(["plan", *words, "runtime=llama.cpp"]) == 0
+    assert "the nearest to e2_97b that the runtime runs" in capsys.readouterr().out
+
+
+REFUSED: dict[str, tuple[list[str], str]] = {
+    "no parent": ([], "the parent is one model or one checkpoint, but neither is given; say model=e2b|e4b|tiny"),
+    "two parents": (["model=e4b", "checkpoint=x"], "but both are given"),
+    "unknown shape": (["model=e5b"], "there is no conf/model/e5b.yaml; allowed are e2b, e4b, tiny; did you mean"),
+    "no such directory": (["model=no/such/place"], "no directory 'no/such/place'"),
+    "too few parameters": (
+        ["model=e4b", "max_effective=1e9"],
+        "the smallest keeps layers 0-19, each at width 8192, and has 1,278,719,808 effective parameters",
+    ),
+    "too few bytes": (["model=e4b", "max_bytes=4e9"], "has 8,367,033,664 bytes (8,283,147,584 of weights as bf16"),
+    "negative budget": (["model=e4b", "max_effective=-1"], "max_effective is -1.0; it must be a positive number"),
+    "endless budget": (["model=e4b", "max_bytes=inf"], "max_bytes is inf; it must be a positive number"),
+    "budget in words": (["model=e4b", "max_bytes=4GB"], "max_bytes is '4GB'; it must be a number"),
+    "context too long": (["model=e4b", "context=32769"], "context is 32769 tokens; it must be 1 to 32768"),
+    "no context": (["model=e4b", "context=0"], "context is 0 tokens"),
+    "unknown storage": (["model=e4b", "dtype=int3"], "dtype is 'int3'; allowed are fp32, bf16, int8, int4"),
+    "unknown runtime": (["model=e4b", "runtime=onnx"], "runtime 'onnx' is not known; choose one of transformers"),
+    "runtime that runs nothing": (
+        ["model=e4b", "runtime=litert", "modalities=[text]"], "runtime litert: it runs no sub-model of this parent",
+    ),
+    "slice of another parent": (["model=e4b", "slice=tiny_mix_wide"], "15 ffn_widths for 35 kept layers"),
+    "producer skipped": (["model=e4b", "slice.skip_layers=[19]"], "layer 19 is skipped"),
+    "no such tower": (["model=tiny", "model.audio=null", "modalities=[audio]"], "audio"),
+    "file that is there": (["model=e4b", "save=pyproject.toml"], "save: 'pyproject.toml' is already there"),
+    "directory as a file": (["model=e4b", "csv=conf"], "csv: 'conf' is a directory; give a file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_planned_is_refused_in_a_line(capsys: Captured, case: str) -> None:
+    words, told = REFUSED[case]
+    assert told in refused(capsys, *words)
+
+
+def test_a_refused_plan_leaves_no_file(capsys: Captured, tmp_path: Path) -> None:
+    refused(capsys, "model=e4b", "max_effective=1", f"save={tmp_path / 'a.yaml'}", f"csv={tmp_path / 'a.csv'}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_answer_waits_for_no_torch_and_takes_no_two_seconds() -> None:
+    code = (
+        "import sys; from recipes.cli import main;"
+        " main(['plan', 'model=e4b', 'max_bytes=4e9', 'dtype=int4', 'runtime=vllm']); sys.exit('torch' in sys.modules)"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < MAX_CPU_SECONDS
