@@ -80,8 +80,8 @@ def slice_adapter(source: Path, target: Path, sub: SubModel, config: ModelConfig
     refuse_uncuttable(source, written, tensors)
     refuse_another_base(source, written, tensors, config)
     sliced = slice_tensors(tensors, sub, config.text)
-    wanted = config if sub.modalities is None else config.only(sub.modalities)
-    if wanted.modalities == (Modality.text,):  # a text-only model, whose modules transformers names otherwise
+    if sub.modalities is not None and config.only(sub.modalities).modalities == (Modality.text,):
+        # The base becomes a text-only model, whose modules transformers names otherwise.
         sliced = {name: renamed(placement) for name, placement in sliced.items()}
     if not any(factor for _, factor in map(split, sliced)):
         raise SliceError(
