@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from model.checkpoint.writer import save
+from model.checkpoint.saving import save
 from model.generation.generate import complete, ids_of_media
 from model.generation.sampling import SamplingConfig
 from model.inputs import Audio, Images

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from model.adapter.lora import AdapterConfig, attach, save_adapter
-from model.checkpoint.writer import save
+from model.checkpoint.saving import save
 from recipes.cli import main
 from tests.tiny import tiny_model, tiny_multimodal_config
 from tests.trainer.parts import picture_bytes, sound_bytes, tiny_media_processor, tiny_tokenizer, write_jsonl

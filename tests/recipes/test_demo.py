@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from model.config import ModelConfig
-from model.slicing.checkpoint import LINEAGE_FILE
+from model.slicing.lineage import LINEAGE_FILE
 from recipes import demo, demo_data
 from recipes.demo_data import ATTRIBUTION_FILE
 from recipes.demo_text import Article, read_articles

@@ -17,16 +17,18 @@ from transformers import AutoModelForCausalLM
 
 from model.adapter.lora import AdapterConfig, attach, load_adapter, merge, save_adapter, with_our_layers
 from model.adapter.targets import TargetSet
-from model.checkpoint.writer import save
+from model.checkpoint.saving import save
 from model.config import ModelConfig
 from model.errors import CheckpointError, ConfigError
 from model.gemma3n import Gemma3n
 from model.slicing.adapter import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, slice_adapter
 from model.slicing.module import slice_module
 from model.slicing.spec import SliceConfig, SliceSpec
+from model.slicing.submodel import SubModel
 from tests.tiny import TINY_TEXT, tiny_config, tiny_inputs, tiny_model
 
-INPUTS = tiny_inputs(tiny_config())
+CONFIG = tiny_config()
+INPUTS = tiny_inputs(CONFIG)
 EVERYTHING = [TargetSet.all_linear, TargetSet.per_layer]
 SPEC = SliceSpec.resolve(SliceConfig(name="small", skip_layers=[3, 4, 5], ffn_widths=[16]), TINY_TEXT)
 PREFIX = "base_model.model."
@@ -194,8 +196,8 @@ def test_factors_of_the_keys_and_values_of_readers_are_dropped(tmp_path: Path) -
         tensors |= {name.replace("layers.0", f"layers.{layer}"): tensor.clone() for name, tensor in alive.items()}
     save_file(tensors, tmp_path / ADAPTER_WEIGHTS_FILE)
     assert torch.equal(scores(load_adapter(tiny_model(), tmp_path)), expected)
-    slice_adapter(tmp_path, tmp_path / "small", SPEC, TINY_TEXT)
-    small = load_adapter(slice_module(tiny_model(), SPEC), tmp_path / "small")
+    slice_adapter(tmp_path, tmp_path / "small", SubModel(SPEC), CONFIG)
+    small = load_adapter(slice_module(tiny_model(), SubModel(SPEC)), tmp_path / "small")
     torch.testing.assert_close(scores(small), scores(load_adapter(tiny_model(), tmp_path), SPEC), rtol=0, atol=2e-4)
 
 

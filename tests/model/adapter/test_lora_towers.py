@@ -17,13 +17,14 @@ from transformers import AutoModelForCausalLM
 from model.adapter.lora import AdapterConfig, attach, load_adapter, merge, save_adapter
 from model.adapter.targets import TargetSet
 from model.checkpoint.load import load
-from model.checkpoint.writer import save
+from model.checkpoint.saving import save
 from model.errors import CheckpointError, SliceError
 from model.gemma3n import Gemma3n
 from model.inputs import Audio, Images, Inputs
 from model.slicing.adapter import ADAPTER_WEIGHTS_FILE, slice_adapter
 from model.slicing.checkpoint import slice_checkpoint
 from model.slicing.spec import SliceConfig, SliceSpec
+from model.slicing.submodel import SubModel
 from model.tower_config import Modality
 from tests.parity.reference import multimodal_reference_of, relative
 from tests.tiny import TINY_TEXT, tiny_config, tiny_inputs, tiny_model, tiny_multimodal_config, tiny_multimodal_inputs
@@ -139,7 +140,7 @@ def test_an_adapter_of_a_tower_that_the_model_does_not_have_is_refused(
 
 def test_a_sub_models_adapter_carries_what_is_changed_of_towers_whole(tmp_path: Path) -> None:
     save_adapter(adapted_tiny(), tmp_path / "adapter")
-    slice_adapter(tmp_path / "adapter", tmp_path / "small", SPEC, TINY_TEXT)
+    slice_adapter(tmp_path / "adapter", tmp_path / "small", SubModel(SPEC), CONFIG)
     parent, small = (load_file(tmp_path / kind / ADAPTER_WEIGHTS_FILE) for kind in ("adapter", "small"))
     towers = {name for name in parent if "language_model" not in name}
     assert towers == {name for name in small if "language_model" not in name}
@@ -148,7 +149,7 @@ def test_a_sub_models_adapter_carries_what_is_changed_of_towers_whole(tmp_path: 
 
 def test_of_a_sub_model_without_a_tower_the_adapter_has_nothing_of_it(tmp_path: Path) -> None:
     save_adapter(adapted_tiny(), tmp_path / "adapter")
-    slice_adapter(tmp_path / "adapter", tmp_path / "small", SPEC, TINY_TEXT, modalities=[Modality.audio])
+    slice_adapter(tmp_path / "adapter", tmp_path / "small", SubModel(SPEC, modalities=(Modality.audio,)), CONFIG)
     names = load_file(tmp_path / "small" / ADAPTER_WEIGHTS_FILE)
     assert any("audio" in name for name in names)
     assert not [name for name in names if "vision" in name]
@@ -159,12 +160,12 @@ def test_of_a_sub_model_without_a_tower_the_adapter_has_nothing_of_it(tmp_path: 
 def test_an_adapter_of_towers_alone_leaves_nothing_to_a_text_model(tmp_path: Path) -> None:
     save_adapter(adapted_tiny(MEDIA_SETS), tmp_path / "adapter")
     with pytest.raises(SliceError, match="none of the kept layers and towers; nothing is left"):
-        slice_adapter(tmp_path / "adapter", tmp_path / "small", SPEC, TINY_TEXT, modalities=[Modality.text])
+        slice_adapter(tmp_path / "adapter", tmp_path / "small", SubModel(SPEC, modalities=(Modality.text,)), CONFIG)
 
 
 def sliced_base(directory: Path, modalities: list[Modality]) -> Path:
     save(tiny(), directory / "base")
-    slice_checkpoint(directory / "base", directory / "sliced", SPEC, modalities=modalities)
+    slice_checkpoint(directory / "base", directory / "sliced", SubModel(SPEC, modalities=tuple(modalities)))
     return directory / "sliced"
 
 
@@ -172,7 +173,7 @@ def sliced_base(directory: Path, modalities: list[Modality]) -> Path:
 def test_peft_loads_a_text_models_sliced_adapter_onto_transformers_text_model(tmp_path: Path) -> None:
     adapted = adapted_tiny()
     save_adapter(adapted, tmp_path / "adapter")
-    slice_adapter(tmp_path / "adapter", tmp_path / "small", SPEC, TINY_TEXT, modalities=[Modality.text])
+    slice_adapter(tmp_path / "adapter", tmp_path / "small", SubModel(SPEC, modalities=(Modality.text,)), CONFIG)
     base = AutoModelForCausalLM.from_pretrained(sliced_base(tmp_path, [Modality.text]))
     theirs = their_scores(PeftModel.from_pretrained(base, str(tmp_path / "small")), TEXT_INPUTS)
     ours = load_adapter(load(tmp_path / "sliced", dtype=torch.float32), tmp_path / "small")

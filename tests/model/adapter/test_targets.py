@@ -8,7 +8,8 @@ import re
 import pytest
 from torch import nn
 
-from model.adapter.targets import TargetSet, resolve_targets, travelling_name
+from model.adapter.naming import travelling_name
+from model.adapter.targets import TargetSet, resolve_targets
 from model.errors import ConfigError
 from model.gemma3n import Gemma3n
 from model.tower_config import Modality

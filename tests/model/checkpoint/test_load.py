@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.checkpoint import blocks
 from model.checkpoint import load as load_module
+from model.checkpoint.blocks import StoredPart
 from model.checkpoint.load import load
 from model.checkpoint.names import is_tower, modality_of, unused
-from model.checkpoint.reader import Checkpoint
-from model.checkpoint.writer import save, write_checkpoint
+from model.checkpoint.saving import save, save_tensors
 from model.config import ModelConfig
 from model.errors import CheckpointError, ConfigError, SliceError
 from model.inputs import Inputs
-from model.slicing.cuts import Placement
 from model.slicing.spec import SliceConfig, SliceSpec
 from model.tower_config import Modality
 from tests.tiny import TINY_TEXT, tiny_config, tiny_inputs, tiny_model, tiny_multimodal_config
@@ -40,13 +40,25 @@ def tensors(config: ModelConfig | None = None) -> dict[str, Tensor]:
 def written(directory: Path, changed: Mapping[str, Tensor | None], config: ModelConfig | None = None) -> Path:
     """A checkpoint of the tiny model in which some tensors are others, or None: left out."""
     content = {name: tensor for name, tensor in (tensors() | dict(changed)).items() if tensor is not None}
-    write_checkpoint(content.items(), config or tiny_config(), directory / "checkpoint")
+    save_tensors(content.items(), config or tiny_config(), directory / "checkpoint")
     return directory / "checkpoint"
 
 
 def written_whole(directory: Path, changed: dict[str, Tensor | None]) -> Path:
     """The same of the tiny model with both towers."""
     return written(directory, tensors(WHOLE) | changed, WHOLE)
+
+
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[StoredPart]:
+    """What is read from now on, as it is read."""
+    read, read_into = [], load_module.read_into
+
+    def watch(target: Tensor, part: StoredPart) -> None:
+        read.append(part)
+        read_into(target, part)
+
+    monkeypatch.setattr(load_module, "read_into", watch)
+    return read
 
 
 def assert_is_tiny_model(path: Path, config: ModelConfig | None = None, **how: Any) -> None:
@@ -101,7 +113,7 @@ def test_a_stored_copy_of_the_token_table_as_head_is_accepted(tmp_path: Path) ->
 
 
 def test_a_head_that_is_not_the_token_table_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load_module, "HEAD_CHUNK_ROWS", 7)  # the difference stands in the last chunk
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1000)  # the difference stands in the last of several
     head = tensors()[TABLE].clone()
     head[-1, -1] += 1
     with pytest.raises(CheckpointError, match="head is tied"):
@@ -119,15 +131,9 @@ def test_of_towers_only_those_asked_for_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: list[Modality]
 ) -> None:
     path = written(tmp_path, {name: tensor for name, tensor in tensors(WHOLE).items() if is_tower(name)}, WHOLE)
-    read, part = set(), Checkpoint.part
-
-    def watched(self: Checkpoint, name: str, placement: Placement) -> Tensor:
-        read.add(modality_of(name))
-        return part(self, name, placement)
-
-    monkeypatch.setattr(Checkpoint, "part", watched)
+    read = watched(monkeypatch)
     model = load(path, dtype=torch.float32, modalities=kept)
-    assert read == {Modality.text, *kept}
+    assert {modality_of(part.name) for part in read} == {Modality.text, *kept}
     assert model.config == WHOLE.only(kept)
     expected = tensors() | {n: t for n, t in tensors(WHOLE).items() if is_tower(n) and modality_of(n) in kept}
     assert expected.keys() == dict(model.named_parameters()).keys()
@@ -172,21 +178,15 @@ def test_a_modality_without_a_tower_is_refused(tmp_path: Path) -> None:
 
 def test_names_without_language_model_are_read(tmp_path: Path) -> None:
     renamed = {name.replace(".language_model", ""): tensor for name, tensor in tensors().items()}
-    write_checkpoint(renamed.items(), tiny_config(), tmp_path / "text")
+    save_tensors(renamed.items(), tiny_config(), tmp_path / "text")
     assert_is_tiny_model(tmp_path / "text")
 
 
 def test_of_a_sub_model_only_the_needed_entries_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = SliceSpec.resolve(SliceConfig(name="small", skip_layers=[3, 4, 5], ffn_widths=[16]), TINY_TEXT)
-    path, read, part = written(tmp_path, {}), [], Checkpoint.part
-
-    def watched(self: Checkpoint, name: str, placement: Placement) -> Tensor:
-        read.append(part(self, name, placement))
-        return read[-1]
-
-    monkeypatch.setattr(Checkpoint, "part", watched)
+    path, read = written(tmp_path, {}), watched(monkeypatch)
     model = load(path, dtype=torch.float32, spec=spec)
-    assert sum(tensor.numel() for tensor in read) == sum(parameter.numel() for parameter in model.parameters())
+    assert sum(part.nbytes for part in read) == sum(parameter.nbytes for parameter in model.parameters())
 
 
 def test_a_spec_that_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ from safetensors.torch import save_file
 
 from model.checkpoint.names import is_tower, like, ours, unused
 from model.checkpoint.reader import Checkpoint
-from model.checkpoint.writer import save
+from model.checkpoint.saving import save
+from model.checkpoint.tensors import read_tensor
 from model.config import TextConfig
 from model.errors import CheckpointError, ConfigError
-from model.slicing.cuts import Placement
+from model.slicing.cuts import Kept, Placement
+from model.slicing.module import take
 from tests.tiny import tiny_model
 
 TABLE = "model.language_model.embed_tokens_per_layer.weight"
@@ -35,14 +37,14 @@ def test_every_tensor_of_every_shard_can_be_read(sharded: Path) -> None:
     checkpoint = Checkpoint.open(sharded)
     for name, parameter in tiny_model().named_parameters():
         assert checkpoint.shape(name) == tuple(parameter.shape)
-        assert torch.equal(checkpoint.tensor(name), parameter)
+        assert torch.equal(read_tensor(checkpoint, name), parameter)
 
 
 def test_a_part_is_what_would_be_taken_of_the_whole(sharded: Path) -> None:
     checkpoint = Checkpoint.open(sharded)
-    placement = Placement(TABLE, 1, (range(6), range(12, 24)))
-    part = checkpoint.part(TABLE, placement)
-    assert torch.equal(part, placement.take(checkpoint.tensor(TABLE)))
+    placement = Placement(TABLE, (Kept(1, (range(6), range(12, 24))),))
+    part = read_tensor(checkpoint, TABLE, placement)
+    assert torch.equal(part, take(placement, read_tensor(checkpoint, TABLE)))
     assert part.is_contiguous()
 
 

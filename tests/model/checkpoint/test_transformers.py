@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM, Gemma3nForCausalLM, Gemma3nTextCo
 
 from model.checkpoint.load import load
 from model.checkpoint.reader import Checkpoint
-from model.checkpoint.writer import save
+from model.checkpoint.saving import save
 from model.slicing.checkpoint import slice_checkpoint
 from model.slicing.spec import SliceConfig, SliceSpec
+from model.slicing.submodel import SubModel
 from tests.tiny import TINY_TEXT, tiny_config, tiny_inputs, tiny_model
 
 pytestmark = pytest.mark.parity
@@ -47,9 +48,8 @@ def test_transformers_loads_what_we_save(tmp_path: Path, max_shard_bytes: int) -
 def test_transformers_loads_a_slice_with_skipped_layers_and_mixed_widths(tmp_path: Path) -> None:
     save(tiny_model(), tmp_path / "ours")
     written = SliceConfig(name="mixed", skip_layers=[3, 4, 5], ffn_widths=[48, 16, 24, 16, 32, 48])
-    slice_checkpoint(
-        Checkpoint.open(tmp_path / "ours"), tmp_path / "slice", SliceSpec.resolve(written, TINY_TEXT)
-    )  # fmt: skip
+    sub = SubModel(SliceSpec.resolve(written, TINY_TEXT))
+    slice_checkpoint(Checkpoint.open(tmp_path / "ours"), tmp_path / "slice", sub)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "slice")
     torch.testing.assert_close(their_scores(theirs), our_scores(tmp_path / "slice"), rtol=0, atol=TOLERANCE)
 

@@ -25,8 +25,8 @@ from transformers import (
 from model.checkpoint.load import load
 from model.checkpoint.names import unused
 from model.checkpoint.reader import Checkpoint
+from model.checkpoint.saving import save
 from model.checkpoint.shapes import model_shapes
-from model.checkpoint.writer import save
 from model.config import ModelConfig, TextConfig
 from model.inputs import Audio, Images, Inputs
 from model.processor.chat import Message, Role
@@ -35,6 +35,7 @@ from model.processor.processor import Processor
 from model.slicing.checkpoint import slice_checkpoint
 from model.slicing.count import Layout
 from model.slicing.spec import SliceConfig, SliceSpec
+from model.slicing.submodel import SubModel
 from model.tower_config import AudioConfig, Modality, VisionConfig
 from tests.parity.reference import multimodal_reference_of, relative
 from tests.parity.timm_shim import register_tiny_tower
@@ -96,7 +97,7 @@ def test_what_transformers_saves_is_loaded_and_saved_again_for_transformers(tmp_
 
 def test_transformers_loads_a_slice_with_towers(tmp_path: Path) -> None:
     save(tiny_model(CONFIG, spread=SPREAD), tmp_path / "ours")
-    slice_checkpoint(tmp_path / "ours", tmp_path / "slice", SPEC)
+    slice_checkpoint(tmp_path / "ours", tmp_path / "slice", SubModel(SPEC))
     theirs = loaded_whole(tmp_path / "slice")
     assert_same_scores(our_scores(tmp_path / "slice"), their_scores(theirs))
     assert_same_scores(our_scores(tmp_path / "ours", spec=SPEC), their_scores(theirs))
@@ -104,7 +105,7 @@ def test_transformers_loads_a_slice_with_towers(tmp_path: Path) -> None:
 
 def test_transformers_loads_a_slice_without_towers_as_a_text_model(tmp_path: Path) -> None:
     save(tiny_model(CONFIG, spread=SPREAD), tmp_path / "ours")
-    slice_checkpoint(tmp_path / "ours", tmp_path / "slice", SPEC, modalities=[Modality.text])
+    slice_checkpoint(tmp_path / "ours", tmp_path / "slice", SubModel(SPEC, modalities=(Modality.text,)))
     theirs = loaded_whole(tmp_path / "slice", AutoModelForCausalLM)
     assert isinstance(theirs, Gemma3nForCausalLM)
     # Of the placeholders, too: without a tower they are read from the text's table by both.
@@ -122,7 +123,7 @@ def test_the_text_of_a_multimodal_file_is_what_transformers_text_only_class_make
 def test_transformers_stops_at_every_id_that_ends_an_answer(tmp_path: Path) -> None:
     save(tiny_model(tiny_multimodal_config(eos_token_id=(1, 7))), tmp_path / "ours")
     assert loaded_whole(tmp_path / "ours").generation_config.eos_token_id == [1, 7]
-    slice_checkpoint(tmp_path / "ours", tmp_path / "slice", SPEC, modalities=[])
+    slice_checkpoint(tmp_path / "ours", tmp_path / "slice", SubModel(SPEC, modalities=()))
     assert loaded_whole(tmp_path / "slice", AutoModelForCausalLM).generation_config.eos_token_id == [1, 7]
 
 
@@ -185,7 +186,7 @@ def speaking(tmp_path: Path) -> Path:
 
 
 def test_a_slice_answers_in_transformers_with_the_processor_beside_it(speaking: Path, tmp_path: Path) -> None:
-    slice_checkpoint(speaking, tmp_path / "slice", SPEC)
+    slice_checkpoint(speaking, tmp_path / "slice", SubModel(SPEC))
     processor = AutoProcessor.from_pretrained(tmp_path / "slice")
     given = processor.apply_chat_template(
         [their_conversation()], tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
@@ -213,7 +214,7 @@ def text_of(inputs: Inputs) -> Inputs:
 
 
 def test_a_slice_without_towers_has_its_tokenizer_and_template_in_transformers(speaking: Path, tmp_path: Path) -> None:
-    slice_checkpoint(speaking, tmp_path / "slice", SPEC, modalities=[Modality.text])
+    slice_checkpoint(speaking, tmp_path / "slice", SubModel(SPEC, modalities=(Modality.text,)))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "slice")
     spoken = their_conversation()[1:] * 2
     messages = [{"role": turn["role"], "content": turn["content"][0]["text"]} for turn in spoken[1:]]

@@ -15,6 +15,7 @@ from model.generation.sampling import SamplingConfig
 from model.inputs import Inputs
 from model.slicing.module import slice_module
 from model.slicing.spec import SliceConfig, SliceSpec
+from model.slicing.submodel import SubModel
 from tests.tiny import tiny_config, tiny_model
 
 PROMPTS = [[5, 17, 40, 8, 90, 3, 71, 22, 64, 31, 12, 9], [33, 7], [60, 61, 62, 63, 64]]
@@ -52,7 +53,7 @@ def test_a_spec_generates_what_the_sliced_model_does() -> None:
     spec = spec_named("short")
     assert spec is not None
     sampling = SamplingConfig(max_new_tokens=12)
-    sliced = complete(slice_module(model(), spec), pad_left(PROMPTS, 0), sampling=sampling, stop_ids=())
+    sliced = complete(slice_module(model(), SubModel(spec)), pad_left(PROMPTS, 0), sampling=sampling, stop_ids=())
     assert complete(model(), pad_left(PROMPTS, 0), sampling=sampling, stop_ids=(), spec=spec) == sliced
 
 

@@ -17,6 +17,7 @@ from model.generation.sampling import SamplingConfig
 from model.inputs import Inputs
 from model.slicing.module import slice_module
 from model.slicing.spec import SliceConfig, SliceSpec
+from model.slicing.submodel import SubModel
 from tests.tiny import SEVEN_KINDS, tiny_config, tiny_model, tiny_multimodal_config, tiny_multimodal_inputs
 
 SHORT = SliceConfig(name="short", skip_layers=[3, 4, 5], ffn_widths=[48, 16, 48, 32, 48, 8])
@@ -51,7 +52,7 @@ def test_a_spec_generates_from_media_what_the_sliced_model_does() -> None:
     spec, sampling = SliceSpec.resolve(SHORT, model().config.text), SamplingConfig(max_new_tokens=STEPS)
     inputs = tiny_multimodal_inputs(model().config, "text image text audio text", "audio text")
     found = complete(model(), inputs, sampling=sampling, stop_ids=(), spec=spec)
-    assert found == complete(slice_module(model(), spec), inputs, sampling=sampling, stop_ids=())
+    assert found == complete(slice_module(model(), SubModel(spec)), inputs, sampling=sampling, stop_ids=())
     assert found != complete(model(), inputs, sampling=sampling, stop_ids=())
 
 

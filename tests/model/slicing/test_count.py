@@ -17,6 +17,7 @@ from model.slicing.count import (
     text_shapes,
 )
 from model.slicing.spec import SliceConfig, SliceSpec
+from model.slicing.submodel import SubModel
 from model.tower_config import AudioConfig, Modality, VisionConfig
 from tests.tiny import tiny_multimodal_config
 
@@ -29,14 +30,14 @@ NARROW, WIDE = 8192, 16384
 def test_the_real_models_have_the_known_number_of_parameters(config: TextConfig, parameters: int) -> None:
     built = Gemma3n.build(ModelConfig(text=config), device="meta")
     shapes = {name: tuple(parameter.shape) for name, parameter in built.named_parameters()}
-    assert count_parameters(shapes.items(), SliceSpec.full(config), config) == parameters
+    assert count_parameters(shapes.items(), SubModel(SliceSpec.full(config)), config) == parameters
     assert shapes == text_shapes(config, Layout.used)
 
 
 @pytest.mark.parametrize(("config", "parameters"), [(E4B, 3_980_491_248), (E2B, 1_905_495_648)])
 def test_effective_parameters_of_the_published_layout_are_googles(config: TextConfig, parameters: int) -> None:
     shapes = text_shapes(config, Layout.published).items()
-    assert count_effective_parameters(shapes, SliceSpec.full(config), config) == parameters
+    assert count_effective_parameters(shapes, SubModel(SliceSpec.full(config)), config) == parameters
 
 
 @pytest.mark.parametrize(
@@ -51,13 +52,13 @@ def test_effective_parameters_of_the_published_layout_are_googles(config: TextCo
 def test_published_slices_of_e4b_have_the_known_effective_parameters(
     skipped: list[int], widths: list[int], parameters: int
 ) -> None:
-    spec = SliceSpec.resolve(SliceConfig(name="published", skip_layers=skipped, ffn_widths=widths), E4B)
-    assert count_effective_parameters(text_shapes(E4B, Layout.published).items(), spec, E4B) == parameters
+    sub = SubModel(SliceSpec.resolve(SliceConfig(name="published", skip_layers=skipped, ffn_widths=widths), E4B))
+    assert count_effective_parameters(text_shapes(E4B, Layout.published).items(), sub, E4B) == parameters
 
 
 def test_a_stored_head_is_the_token_table_and_not_counted_again() -> None:
     shapes = text_shapes(E2B, Layout.used)
-    full = SliceSpec.full(E2B)
+    full = SubModel(SliceSpec.full(E2B))
     with_head = shapes | {"lm_head.weight": (E2B.vocab_size, E2B.hidden_size)}
     assert count_parameters(with_head.items(), full, E2B) == count_parameters(shapes.items(), full, E2B)
 
@@ -65,7 +66,7 @@ def test_a_stored_head_is_the_token_table_and_not_counted_again() -> None:
 @pytest.mark.parametrize(("text", "parameters"), [(E4B, 7_818_517_072), (E2B, 5_418_464_192)])
 def test_the_real_models_with_towers_have_the_known_number_of_parameters(text: TextConfig, parameters: int) -> None:
     config = ModelConfig(text=text, vision=VisionConfig(), audio=AudioConfig())
-    shapes, full = model_shapes(config, Layout.used), SliceSpec.full(text)
+    shapes, full = model_shapes(config, Layout.used), SubModel(SliceSpec.full(text))
     assert count_parameters(shapes.items(), full, text) == parameters
     effective = count_effective_parameters(text_shapes(text, Layout.used).items(), full, text)
     assert count_effective_parameters(shapes.items(), full, text) == effective
@@ -94,6 +95,6 @@ def test_names_and_shapes_are_those_of_the_built_model(modalities: list[Modality
 
 
 def test_towers_count_but_are_not_effective() -> None:
-    full, tower = SliceSpec.full(E2B), {"model.embed_audio.embedding.weight": (128, 1536)}
+    full, tower = SubModel(SliceSpec.full(E2B)), {"model.embed_audio.embedding.weight": (128, 1536)}
     assert count_parameters(tower.items(), full, E2B) == 128 * 1536
     assert count_effective_parameters(tower.items(), full, E2B) == 0

@@ -18,12 +18,14 @@ from model.errors import CheckpointError, SliceError
 from model.slicing.adapter import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, slice_adapter, slice_peft_config
 from model.slicing.module import slice_module
 from model.slicing.spec import SliceConfig, SliceSpec
+from model.slicing.submodel import SubModel
 from tests.tiny import TINY_TEXT, tiny_config, tiny_inputs, tiny_model
 
 # Parent's layers 0 1 2 6 7 8 become 0 to 5.
 SPEC = SliceSpec.resolve(SliceConfig(name="small", skip_layers=[3, 4, 5], ffn_widths=[16]), TINY_TEXT)
-LONG = SliceSpec("long", tuple(range(11)), (16,) * 11)
-INPUTS = tiny_inputs(tiny_config())
+LONG = SubModel(SliceSpec("long", tuple(range(11)), (16,) * 11))
+CONFIG = tiny_config()
+INPUTS = tiny_inputs(CONFIG)
 
 
 def trained(directory: Path, **lora: Any) -> Path:
@@ -49,9 +51,9 @@ def edit(directory: Path, **changes: Any) -> None:
 
 def assert_commutes_with_merging(parent: Path, target: Path) -> None:
     """The law L4, for one adapter and one spec."""
-    slice_adapter(parent, target, SPEC, TINY_TEXT)
-    merged_then_sliced = slice_module(merge(load_adapter(tiny_model(), parent)), SPEC)
-    sliced_then_merged = merge(load_adapter(slice_module(tiny_model(), SPEC), target))
+    slice_adapter(parent, target, SubModel(SPEC), CONFIG)
+    merged_then_sliced = slice_module(merge(load_adapter(tiny_model(), parent)), SubModel(SPEC))
+    sliced_then_merged = merge(load_adapter(slice_module(tiny_model(), SubModel(SPEC)), target))
     expected = dict(merged_then_sliced.named_parameters())
     for name, parameter in sliced_then_merged.named_parameters():
         # B @ A of fewer rows may be summed in another order.
@@ -76,11 +78,11 @@ def test_the_modules_of_chosen_layers_are_spelled_out(tmp_path: Path) -> None:
 )
 def test_what_the_parent_excluded_stays_excluded(tmp_path: Path, excluded: list[str] | str) -> None:
     parent = trained(tmp_path, target_modules=["q_proj"], exclude_modules=excluded)
-    slice_adapter(parent, tmp_path / "small", SPEC, TINY_TEXT)
+    slice_adapter(parent, tmp_path / "small", SubModel(SPEC), CONFIG)
     written = sliced_config(tmp_path / "small")
     assert "layers.0.self_attn.q_proj" not in written["target_modules"]
     assert written["exclude_modules"] is None
-    load_adapter(slice_module(tiny_model(), SPEC), tmp_path / "small")
+    load_adapter(slice_module(tiny_model(), SubModel(SPEC)), tmp_path / "small")
 
 
 def test_targets_by_full_path_are_renumbered_or_dropped(tmp_path: Path) -> None:
@@ -147,7 +149,7 @@ def test_a_bias_of_a_factor_is_cut_with_it(tmp_path: Path) -> None:
     for name in [name for name in tensors if "lora_B" in name]:
         tensors[name.replace(".weight", ".bias")] = tensors[name][:, 0].clone()
     save_file(tensors, parent / ADAPTER_WEIGHTS_FILE)
-    slice_adapter(parent, tmp_path / "small", SPEC, TINY_TEXT)
+    slice_adapter(parent, tmp_path / "small", SubModel(SPEC), CONFIG)
     biases = {
         name: tensor for name, tensor in load_file(tmp_path / "small" / ADAPTER_WEIGHTS_FILE).items() if "bias" in name
     }
@@ -168,13 +170,13 @@ def test_an_adapter_spelled_as_on_transformers_text_only_model_keeps_its_spellin
 def test_dora_magnitudes_are_refused_by_name(tmp_path: Path) -> None:
     parent = trained(tmp_path, target_modules=["q_proj"], use_dora=True)
     with pytest.raises(SliceError, match=r"q_proj\.lora_magnitude_vector.*merge, then slice"):
-        slice_adapter(parent, tmp_path / "small", SPEC, TINY_TEXT)
+        slice_adapter(parent, tmp_path / "small", SubModel(SPEC), CONFIG)
 
 
 def test_an_adapter_of_skipped_layers_only_is_refused(tmp_path: Path) -> None:
     parent = trained(tmp_path, target_modules=["q_proj"], layers_to_transform=[3, 4])
     with pytest.raises(SliceError, match="nothing is left"):
-        slice_adapter(parent, tmp_path / "small", SPEC, TINY_TEXT)
+        slice_adapter(parent, tmp_path / "small", SubModel(SPEC), CONFIG)
     assert not (tmp_path / "small").exists()
 
 
@@ -184,28 +186,28 @@ def test_a_tensor_that_is_no_factor_and_no_weight_is_refused_by_name(tmp_path: P
     tensors["base_model.model.model.language_model.norm.strange"] = torch.zeros(2)
     save_file(tensors, parent / ADAPTER_WEIGHTS_FILE)
     with pytest.raises(SliceError, match=r"norm\.strange"):
-        slice_adapter(parent, tmp_path / "small", SPEC, TINY_TEXT)
+        slice_adapter(parent, tmp_path / "small", SubModel(SPEC), CONFIG)
 
 
 def test_another_kind_of_adapter_is_refused(tmp_path: Path) -> None:
     parent = trained(tmp_path, target_modules=["q_proj"])
     edit(parent, peft_type="IA3")
     with pytest.raises(CheckpointError, match="IA3"):
-        slice_adapter(parent, tmp_path / "small", SPEC, TINY_TEXT)
+        slice_adapter(parent, tmp_path / "small", SubModel(SPEC), CONFIG)
 
 
 def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:
     parent = trained(tmp_path, target_modules=["q_proj"])
     (parent / ADAPTER_WEIGHTS_FILE).unlink()
     with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors"):
-        slice_adapter(parent, tmp_path / "small", SPEC, TINY_TEXT)
+        slice_adapter(parent, tmp_path / "small", SubModel(SPEC), CONFIG)
 
 
 def test_peft_itself_loads_a_sliced_adapter(tmp_path: Path) -> None:
     parent = trained(tmp_path, target_modules=["q_proj", "o_proj"])
-    slice_adapter(parent, tmp_path / "small", SPEC, TINY_TEXT)
-    by_peft = PeftModel.from_pretrained(slice_module(tiny_model(), SPEC), str(tmp_path / "small"))
-    by_us = load_adapter(slice_module(tiny_model(), SPEC), tmp_path / "small")
+    slice_adapter(parent, tmp_path / "small", SubModel(SPEC), CONFIG)
+    by_peft = PeftModel.from_pretrained(slice_module(tiny_model(), SubModel(SPEC)), str(tmp_path / "small"))
+    by_us = load_adapter(slice_module(tiny_model(), SubModel(SPEC)), tmp_path / "small")
     with torch.no_grad():
         assert torch.equal(by_peft(INPUTS).logits, by_us(INPUTS).logits)
     save_adapter(by_us, tmp_path / "again")

@@ -11,14 +11,16 @@ import torch
 
 from model.checkpoint.load import load
 from model.checkpoint.names import unused
-from model.checkpoint.reader import Checkpoint, sha256
+from model.checkpoint.reader import Checkpoint
+from model.checkpoint.saving import save, save_tensors
 from model.checkpoint.shapes import model_shapes
-from model.checkpoint.writer import save, write_checkpoint
+from model.checkpoint.tensors import read_tensor
 from model.errors import CheckpointError, ConfigError, SliceError
 from model.gemma3n import Gemma3n
 from model.slicing.checkpoint import slice_checkpoint
 from model.slicing.count import Layout, text_shapes
 from model.slicing.spec import SliceConfig, SliceSpec
+from model.slicing.submodel import SubModel
 from model.tower_config import Modality
 from tests.tiny import (
     TINY_TEXT,
@@ -42,34 +44,35 @@ def published(tmp_path: Path) -> Checkpoint:
     tensors = {name: parameter.detach() for name, parameter in tiny_model(WHOLE).named_parameters()}
     for name, shape in unused(TINY_TEXT).items():
         tensors[name] = torch.randn(shape, generator=generator)
-    write_checkpoint(tensors.items(), WHOLE, tmp_path / "published", max_shard_bytes=90_000)
+    save_tensors(tensors.items(), WHOLE, tmp_path / "published", max_shard_bytes=90_000)
     for name in ("tokenizer.json", "chat_template.jinja", "preprocessor_config.json", "processor_config.json"):
         (tmp_path / "published" / name).write_text("{}")
-    (tmp_path / "published" / "README.md").write_text("of the parent")
+    (tmp_path / "published" / "README.md").write_text("written by hand")
     return Checkpoint.open(tmp_path / "published")
 
 
 @pytest.mark.parametrize("kind", [Path, str])
 def test_the_parent_may_be_given_by_its_directory(published: Checkpoint, tmp_path: Path, kind: type) -> None:
-    slice_checkpoint(published, tmp_path / "opened", SPEC)
-    slice_checkpoint(kind(published.path), kind(tmp_path / "named"), SPEC)
-    hashes = [Checkpoint.open(tmp_path / name).file_hashes() for name in ("opened", "named")]
-    assert hashes[0] == hashes[1]
+    slice_checkpoint(published, tmp_path / "opened", SubModel(SPEC))
+    slice_checkpoint(kind(published.path), kind(tmp_path / "named"), SubModel(SPEC))
+    opened, named = (json.loads((tmp_path / name / "slice.json").read_text()) for name in ("opened", "named"))
+    assert opened == named
 
 
 def test_towers_and_unread_keys_and_values_are_carried_along(published: Checkpoint, tmp_path: Path) -> None:
-    slice_checkpoint(published, tmp_path / "small", SPEC)
+    slice_checkpoint(published, tmp_path / "small", SubModel(SPEC))
     small = Checkpoint.open(tmp_path / "small")
-    assert torch.equal(small.tensor(TOWER), published.tensor(TOWER))
+    assert torch.equal(read_tensor(small, TOWER), read_tensor(published, TOWER))
     layers = "model.language_model.layers"
     assert torch.equal(  # layer 8 of the parent is layer 5
-        small.tensor(f"{layers}.5.self_attn.k_proj.weight"), published.tensor(f"{layers}.8.self_attn.k_proj.weight")
+        read_tensor(small, f"{layers}.5.self_attn.k_proj.weight"),
+        read_tensor(published, f"{layers}.8.self_attn.k_proj.weight"),
     )
     assert {name: small.shape(name) for name in small.names()} == model_shapes(small.config, Layout.published)
 
 
 def test_a_sliced_multimodal_checkpoint_stays_multimodal_and_loads(published: Checkpoint, tmp_path: Path) -> None:
-    slice_checkpoint(published, tmp_path / "small", SPEC)
+    slice_checkpoint(published, tmp_path / "small", SubModel(SPEC))
     assert Checkpoint.open(tmp_path / "small").config.is_multimodal
     small = load(tmp_path / "small", dtype=torch.float32)
     with torch.no_grad():
@@ -78,7 +81,7 @@ def test_a_sliced_multimodal_checkpoint_stays_multimodal_and_loads(published: Ch
 
 
 def test_a_slice_without_towers_is_the_checkpoint_of_a_text_model(published: Checkpoint, tmp_path: Path) -> None:
-    slice_checkpoint(published, tmp_path / "small", SPEC, modalities=[Modality.text])
+    slice_checkpoint(published, tmp_path / "small", SubModel(SPEC, modalities=(Modality.text,)))
     small = Checkpoint.open(tmp_path / "small")
     assert small.config.published["model_type"] == "gemma3n_text"
     assert {name: small.shape(name) for name in small.names()} == text_shapes(small.config.text, Layout.published)
@@ -92,8 +95,8 @@ def test_a_slice_without_towers_is_the_checkpoint_of_a_text_model(published: Che
 
 
 def test_a_slice_without_towers_has_no_files_of_a_processor(published: Checkpoint, tmp_path: Path) -> None:
-    slice_checkpoint(published, tmp_path / "small", SPEC, modalities=[])
-    slice_checkpoint(published, tmp_path / "part", SPEC, modalities=[Modality.audio])
+    slice_checkpoint(published, tmp_path / "small", SubModel(SPEC, modalities=()))
+    slice_checkpoint(published, tmp_path / "part", SubModel(SPEC, modalities=(Modality.audio,)))
     kept = {"tokenizer.json", "chat_template.jinja", "preprocessor_config.json", "processor_config.json"}
     assert {path.name for path in (tmp_path / "part").iterdir()} >= kept
     assert {path.name for path in (tmp_path / "small").iterdir()} & kept == {"tokenizer.json", "chat_template.jinja"}
@@ -103,7 +106,7 @@ def test_a_slice_without_towers_has_no_files_of_a_processor(published: Checkpoin
 def test_a_slice_with_one_tower_loads_and_hears_or_sees_as_its_parent(
     published: Checkpoint, tmp_path: Path, kept: Modality
 ) -> None:
-    slice_checkpoint(published, tmp_path / "small", SPEC, modalities=[kept])
+    slice_checkpoint(published, tmp_path / "small", SubModel(SPEC, modalities=(kept,)))
     small = load(tmp_path / "small", dtype=torch.float32)
     assert small.config.modalities == (Modality.text, kept)
     row = {Modality.vision: "text image image", Modality.audio: "audio text"}[kept]
@@ -116,32 +119,31 @@ def test_a_slice_with_one_tower_loads_and_hears_or_sees_as_its_parent(
 def test_a_tower_that_is_left_out_need_not_be_in_order(tmp_path: Path) -> None:
     tensors = {name: tensor.detach() for name, tensor in tiny_model(WHOLE).named_parameters()}
     del tensors["model.vision_tower.timm_model.conv_stem.conv.bias"]
-    write_checkpoint(tensors.items(), WHOLE, tmp_path / "old")
+    save_tensors(tensors.items(), WHOLE, tmp_path / "old")
     with pytest.raises(CheckpointError, match="older layout"):
-        slice_checkpoint(tmp_path / "old", tmp_path / "small", SPEC)
-    slice_checkpoint(tmp_path / "old", tmp_path / "small", SPEC, modalities=[Modality.audio])
+        slice_checkpoint(tmp_path / "old", tmp_path / "small", SubModel(SPEC))
+    slice_checkpoint(tmp_path / "old", tmp_path / "small", SubModel(SPEC, modalities=(Modality.audio,)))
     assert load(tmp_path / "small", dtype=torch.float32).config.vision is None
 
 
 def test_a_tower_that_the_parent_does_not_have_is_refused(tmp_path: Path) -> None:
     save(tiny_model(), tmp_path / "parent")
     with pytest.raises(ConfigError, match="vision asked for, but this model has text;"):
-        slice_checkpoint(tmp_path / "parent", tmp_path / "small", SPEC, modalities=[Modality.vision])
+        slice_checkpoint(tmp_path / "parent", tmp_path / "small", SubModel(SPEC, modalities=(Modality.vision,)))
     assert not (tmp_path / "small").exists()
 
 
 def test_the_tokenizer_comes_along_and_the_parents_readme_does_not(published: Checkpoint, tmp_path: Path) -> None:
-    slice_checkpoint(published, tmp_path / "small", SPEC)
+    slice_checkpoint(published, tmp_path / "small", SubModel(SPEC))
     assert (tmp_path / "small" / "tokenizer.json").read_text() == "{}"
-    assert not (tmp_path / "small" / "README.md").exists()
+    assert "written by hand" not in (tmp_path / "small" / "README.md").read_text()
 
 
 def test_lineage_says_which_part_of_which_parent_it_is(published: Checkpoint, tmp_path: Path) -> None:
-    slice_checkpoint(published, tmp_path / "small", SPEC)
+    slice_checkpoint(published, tmp_path / "small", SubModel(SPEC))
     lineage = json.loads((tmp_path / "small" / "slice.json").read_text())
     assert lineage["spec"] == {"name": "small", "kept_layers": [0, 1, 2, 6, 7, 8], "ffn_widths": [16] * 6}
-    first_file = min(published.files)
-    assert lineage["parent"]["sha256"][first_file] == sha256(published.path / first_file)
+    assert lineage["parent"] == {"fingerprint": published.fingerprint(), "layers": 9}
     built = Gemma3n.build(Checkpoint.open(tmp_path / "small").config, device="meta")
     assert lineage["modalities"] == ["text", "vision", "audio"]
     assert lineage["parameters"] == sum(parameter.numel() for parameter in built.parameters())
@@ -150,18 +152,18 @@ def test_lineage_says_which_part_of_which_parent_it_is(published: Checkpoint, tm
 
 
 def test_lineage_reaches_back_to_the_first_parent(published: Checkpoint, tmp_path: Path) -> None:
-    slice_checkpoint(published, tmp_path / "small", SPEC)
+    slice_checkpoint(published, tmp_path / "small", SubModel(SPEC))
     middle = Checkpoint.open(tmp_path / "small")
-    slice_checkpoint(middle, tmp_path / "smaller", SliceSpec("smaller", (0, 1, 2), (8, 8, 8)))
+    slice_checkpoint(middle, tmp_path / "smaller", SubModel(SliceSpec("smaller", (0, 1, 2), (8, 8, 8))))
     lineage = json.loads((tmp_path / "smaller" / "slice.json").read_text())
     assert lineage["parent"]["slice"]["spec"]["name"] == "small"
 
 
 def test_an_incomplete_parent_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     tensors = [(name, tensor.detach()) for name, tensor in tiny_model().named_parameters()][:-1]
-    write_checkpoint(tensors, tiny_config(), tmp_path / "broken")
+    save_tensors(tensors, tiny_config(), tmp_path / "broken")
     with pytest.raises(CheckpointError, match="1 missing"):
-        slice_checkpoint(Checkpoint.open(tmp_path / "broken"), tmp_path / "small", SPEC)
+        slice_checkpoint(Checkpoint.open(tmp_path / "broken"), tmp_path / "small", SubModel(SPEC))
     assert not (tmp_path / "small").exists()
 
 
@@ -169,9 +171,22 @@ def test_a_spec_of_another_parent_is_refused(tmp_path: Path) -> None:
     save(tiny_model(), tmp_path / "parent")
     wide = SliceSpec("wide", SPEC.kept_layers, (64,) * 6)
     with pytest.raises(SliceError, match="asks for width 64"):
-        slice_checkpoint(Checkpoint.open(tmp_path / "parent"), tmp_path / "small", wide)
+        slice_checkpoint(Checkpoint.open(tmp_path / "parent"), tmp_path / "small", SubModel(wide))
 
 
 def test_a_directory_in_use_is_not_written_into(published: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "notes.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="not empty"):
-        slice_checkpoint(published, published.path, SPEC)
+        slice_checkpoint(published, tmp_path / "used", SubModel(SPEC))
+    with pytest.raises(CheckpointError, match=r"used: holds other things.*no config\.json"):
+        slice_checkpoint(published, tmp_path / "used", SubModel(SPEC), overwrite=True)
+    assert [path.name for path in (tmp_path / "used").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("where", [".", "small", ".."])
+def test_the_parent_is_never_written_over_nor_into(published: Checkpoint, where: str) -> None:
+    before = sorted(published.path.iterdir())
+    with pytest.raises(CheckpointError, match=r"is the parent's own directory .* lies in it, or holds it"):
+        slice_checkpoint(published, published.path / where, SubModel(SPEC), overwrite=True)
+    assert sorted(published.path.iterdir()) == before

@@ -9,6 +9,7 @@ from model.config import LayerType, ModelConfig, TextConfig
 from model.errors import SliceError
 from model.slicing.config import slice_config, slice_text_config
 from model.slicing.spec import SliceConfig, SliceSpec
+from model.slicing.submodel import SubModel
 from model.tower_config import AudioConfig
 
 E4B = TextConfig.parse({})
@@ -30,7 +31,7 @@ def test_a_layer_keeps_its_type_wherever_it_ends_up() -> None:
 def test_what_the_file_says_besides_is_carried_along() -> None:
     published = {"model_type": "gemma3n", "text_config": {}, "audio_config": {"x": 1}, "y": 2}
     parent = ModelConfig(text=E4B, audio=AudioConfig(), published=published)
-    sliced = slice_config(parent, SliceSpec.resolve(SliceConfig(name="one", skip_layers=[30]), E4B))
+    sliced = slice_config(parent, SubModel(SliceSpec.resolve(SliceConfig(name="one", skip_layers=[30]), E4B)))
     assert sliced.audio == parent.audio
     assert sliced.publish()["audio_config"]["x"] == 1
     assert sliced.publish()["y"] == 2

@@ -4,41 +4,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
-from torch import Tensor
 
 from model.adapter.lora import AdapterConfig, attach
-from model.checkpoint.writer import GENERATION_FILE, save, shards, write_checkpoint
+from model.checkpoint.saving import save, save_tensors
+from model.checkpoint.writer import GENERATION_FILE
 from model.config import ModelConfig
 from model.errors import CheckpointError
 from tests.tiny import TINY_TEXT, tiny_config, tiny_model
-
-
-def numbers(*sizes: int) -> Iterator[tuple[str, Tensor]]:
-    for position, size in enumerate(sizes):
-        yield f"t{position}", torch.zeros(size)  # four bytes each
-
-
-def test_shards_stay_below_the_limit_unless_they_hold_a_single_tensor() -> None:
-    assert [list(shard) for shard in shards(numbers(2, 2, 9, 1, 1), 16)] == [["t0", "t1"], ["t2"], ["t3", "t4"]]
-
-
-def test_no_more_than_one_shard_is_held_in_memory() -> None:
-    asked: list[str] = []
-
-    def watched() -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in numbers(4, 4, 4, 4):
-            asked.append(name)
-            yield name, tensor
-
-    stream = shards(watched(), 32)
-    next(stream)
-    assert asked == ["t0", "t1", "t2"]  # the third does not fit the first shard, and that had to be seen
 
 
 def test_a_model_of_several_shards_has_an_index_with_every_tensor_and_the_total_size(tmp_path: Path) -> None:
@@ -75,7 +52,7 @@ def test_ids_to_stop_at_are_written_unless_a_file_with_them_is_carried_along(tmp
 
 def test_a_view_is_written_without_the_rest_of_its_memory(tmp_path: Path) -> None:
     big = torch.arange(1000.0).view(10, 100)
-    write_checkpoint([("row", big[3]), ("columns", big[:, :2])], tiny_config(), tmp_path / "out")
+    save_tensors([("row", big[3]), ("columns", big[:, :2])], tiny_config(), tmp_path / "out")
     with safe_open(tmp_path / "out" / "model.safetensors", framework="pt") as file:
         assert torch.equal(file.get_tensor("row"), big[3])
         assert torch.equal(file.get_tensor("columns"), big[:, :2])
@@ -92,7 +69,7 @@ def test_extra_files_are_written_before_the_directory_appears(tmp_path: Path) ->
 
 def test_a_name_that_comes_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="'a' comes twice"):
-        write_checkpoint([("a", torch.zeros(1)), ("a", torch.ones(1))], tiny_config(), tmp_path / "out")
+        save_tensors([("a", torch.zeros(1)), ("a", torch.ones(1))], tiny_config(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
