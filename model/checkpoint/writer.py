@@ -28,7 +28,7 @@ SHARD_BYTES = 5_000_000_000  # what the hub and its tools are used to
 GENERATION_FILE = "generation_config.json"  # where transformers' generate looks for the ids to stop at
 READERS = 2  # threads
 BLOCKS_AHEAD = 4  # read but not written yet
-Progress = Callable[[int], None]  # told of bytes as they are written
+Progress = Callable[[int, int], None]  # told how many bytes are written, of how many
 
 
 @runtime_checkable
@@ -88,7 +88,7 @@ def write_checkpoint(
         max_shard_bytes: Size of a weight file; a single larger tensor gets a file of its own.
         overwrite: Whether another checkpoint at ``target`` may be replaced.
         extras: Called with the directory being written, and the SHA-256 of each weight file in it, to add files.
-        progress: Told of bytes as they are written.
+        progress: Told how many bytes of the weights are written, of how many.
 
     Raises:
         CheckpointError: ``target`` is in use, the disk has no room, a name comes twice, or a source cannot be read.
@@ -124,17 +124,25 @@ def write_weights(
     homes: dict[str, str] = {}
     hashes: dict[str, str] = {}
     groups = shards(parts, max_shard_bytes)
-    check_room(directory, sum(part.nbytes for part in parts))
+    total_bytes, written_bytes = sum(part.nbytes for part in parts), 0
+    check_room(directory, total_bytes)
+
+    def told(more_bytes: int) -> None:
+        nonlocal written_bytes
+        written_bytes += more_bytes
+        if progress is not None:
+            progress(written_bytes, total_bytes)
+
     for number, group in enumerate(groups, start=1):
         name = WEIGHTS_FILE if len(groups) == 1 else f"model-{number:05}-of-{len(groups):05}.safetensors"
         for part in group:
             if part.name in homes:
                 raise CheckpointError(f"{directory}: tensor '{part.name}' comes twice; every name may be written once")
             homes[part.name] = name
-        hashes[name] = write_file(directory / name, group, progress)
+        hashes[name] = write_file(directory / name, group, told)
     if len(groups) > 1:
         index = {
-            "metadata": {"total_size": sum(part.nbytes for part in parts)},
+            "metadata": {"total_size": total_bytes},
             "weight_map": {name: homes[name] for name in sorted(homes)},
         }
         (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
@@ -170,8 +178,8 @@ def check_room(directory: Path, needed_bytes: int) -> None:
         )
 
 
-def write_file(path: Path, parts: Sequence[Part], progress: Progress | None = None) -> str:
-    """Write one safetensors file; give its SHA-256."""
+def write_file(path: Path, parts: Sequence[Part], told: Callable[[int], None] | None = None) -> str:
+    """Write one safetensors file; give its SHA-256. ``told`` hears of bytes as they are written."""
     digest = hashlib.sha256()
     beginning = header((part.name, part.dtype, part.shape) for part in parts)
     digest.update(beginning)
@@ -188,8 +196,8 @@ def write_file(path: Path, parts: Sequence[Part], progress: Progress | None = No
                 hashed.result()  # at most one block waits to be hashed
             hashed = hasher.submit(digest.update, block.data)
             write_all(file.fileno(), block)
-            if progress is not None:
-                progress(block.nbytes)
+            if told is not None:
+                told(block.nbytes)
     return digest.hexdigest()
 
 

@@ -56,7 +56,7 @@ def slice_checkpoint(
         dead_kv: What becomes of keys and values that nothing computes with.
         max_shard_bytes: Size of a weight file; a single larger tensor gets a file of its own.
         overwrite: Whether another checkpoint at ``target`` may be replaced.
-        progress: Told of bytes as they are written.
+        progress: Told how many bytes of the weights are written, of how many.
 
     Raises:
         CheckpointError: The source is incomplete, the target in use, or the disk has no room.
