@@ -32,6 +32,11 @@ OFFICIAL = official_specs()
 E2B = OFFICIAL["Config for official E2B Model"]
 MIXED = OFFICIAL["Config for E1.96B (layer-level)"]
 TEXT, VISION, AUDIO = Modality
+# E4B, and others of its layers and widths, with which only the constants of some loaders disagree.
+PARENTS = tuple(
+    dataclasses.replace(E4B, text=dataclasses.replace(E4B.text, activation_sparsity_pattern=pattern))
+    for pattern in (E4B.text.activation_sparsity_pattern, (0.9,) * 10 + (0.0,) * 25, (0.95,) * 9 + (0.0,) * 26)
+)
 
 
 def verdict(runtime: str, spec: SliceSpec, config: ModelConfig = E4B, **given: Any) -> Verdict:
@@ -39,8 +44,8 @@ def verdict(runtime: str, spec: SliceSpec, config: ModelConfig = E4B, **given: A
     return one
 
 
-def running(spec: SliceSpec, **given: Any) -> set[str]:
-    return {one.runtime.value for one in preflight(spec, E4B, **given) if one.runs}
+def running(spec: SliceSpec, config: ModelConfig = E4B, **given: Any) -> set[str]:
+    return {one.runtime.value for one in preflight(spec, config, **given) if one.runs}
 
 
 def cut(skip: list[int], *widths: int) -> SliceSpec:
@@ -84,11 +89,11 @@ def loads(runtime: str, sliced: ModelConfig) -> bool:
         return False
 
 
-@given(spec=specs(E4B.text) | usual_specs() | usual_specs())
+@given(spec=specs(E4B.text) | usual_specs() | usual_specs(), parent=st.sampled_from(PARENTS))
 @settings(max_examples=200)
-def test_verdicts_are_those_of_the_loaders_in_small(spec: SliceSpec) -> None:
-    sliced = slice_config(E4B, SubModel(spec))
-    assert running(spec) & set(LOADERS) == {runtime for runtime in LOADERS if loads(runtime, sliced)}
+def test_verdicts_are_those_of_the_loaders_in_small(spec: SliceSpec, parent: ModelConfig) -> None:
+    sliced = slice_config(parent, SubModel(spec))
+    assert running(spec, parent) & set(LOADERS) == {runtime for runtime in LOADERS if loads(runtime, sliced)}
 
 
 @given(spec=usual_specs())
@@ -145,6 +150,7 @@ def test_trimmed_parts_are_held_against_what_runtimes_have_as_constants() -> Non
 def test_reasons_name_the_layer_the_rule_and_what_to_do(runtime: str, spec: SliceSpec, reason: str | None) -> None:
     one = verdict(runtime, spec)
     assert one.runs is (reason is None)
+    assert runtime not in LOADERS or one.runs is loads(runtime, slice_config(E4B, SubModel(spec)))
     if reason is not None:
         assert re.search(reason, " ".join(one.reasons)), one.reasons
 
