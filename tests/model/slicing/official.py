@@ -43,8 +43,9 @@ Written by `python -m tests.model.slicing.official > docs/runtimes.md` from the 
 `model/slicing/runtimes.py`; a test holds it against them. `matslice plan` asks the same rules about any slice.
 
 The rows are the slices that Google published for E4B, with both towers and the keys and values that published
-files hold for every layer. "yes" says that the loader's source, in the version named, builds what the slice is;
-nothing but transformers was run. LiteRT's two are Google's own bundles: nothing converts a slice for it.
+files hold for every layer. "yes" says that the loader's source builds what the slice is. Only transformers was
+run, on random slices of a tiny text-only model; the others were read, in the commit named where it is known, which
+need not be the newest. LiteRT's two are Google's own bundles: nothing converts a slice for it.
 """
 
 
