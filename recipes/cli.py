@@ -12,6 +12,7 @@ RECIPES = {
     "train": "train a model, or an adapter on it, at one size or elastically",
     "plan": "tell what a sub-model costs, or which one a budget allows",
     "slice": "cut a smaller model out of a checkpoint",
+    "verify": "check a checkpoint: tensors, checksums, lineage",
     "evaluate": "measure sub-models on held-out conversations",
     "generate": "answer a prompt",
     "demo": "show all of it on real text, in minutes",

@@ -15,7 +15,7 @@ from model.checkpoint.names import TOKEN_TABLE
 from model.checkpoint.reader import Checkpoint, sha256
 from model.checkpoint.saving import LivePart
 from model.checkpoint.tensors import dtype_of
-from model.checkpoint.writer import Part, write_checkpoint
+from model.checkpoint.writer import SHARD_BYTES, Part, write_checkpoint
 from model.gemma3n import Gemma3n
 from model.slicing.adapter import ADAPTER_WEIGHTS_FILE
 from model.slicing.checkpoint import carry_files
@@ -42,7 +42,7 @@ def run(recipe: MergeRecipe) -> None:
     print(f"merged: {recipe.output}")
 
 
-def merge_into(checkpoint: Path, adapter: Path, output: Path) -> None:
+def merge_into(checkpoint: Path, adapter: Path, output: Path, *, max_shard_bytes: int = SHARD_BYTES) -> None:
     """Write a checkpoint with the adapter's updates added, those of towers too, in the dtype it is stored in.
 
     Raises:
@@ -58,7 +58,9 @@ def merge_into(checkpoint: Path, adapter: Path, output: Path) -> None:
             merged_from = {"merged": {"sha256": {ADAPTER_WEIGHTS_FILE: sha256(adapter / ADAPTER_WEIGHTS_FILE)}}}
             write_lineage(read_lineage(source.path) | merged_from, hashes, directory)
 
-    write_checkpoint(with_updates(source, merged), source.config, output, extras=add_files)
+    write_checkpoint(
+        with_updates(source, merged), source.config, output, max_shard_bytes=max_shard_bytes, extras=add_files
+    )
 
 
 def with_updates(source: Checkpoint, merged: Gemma3n) -> Iterator[Part]:

@@ -27,11 +27,17 @@ def check_run_directory(output: Path) -> None:
         raise ConfigError(f"trainer.output: '{output}' is a file; give a directory")
 
 
-def check_new_directory(output: Path) -> None:
-    """Raise ConfigError if something would be overwritten, or ``output`` cannot be made."""
+def check_new_directory(output: Path, *, overwrite: bool | None = None) -> None:
+    """Raise ConfigError if something would be overwritten that must not be, or ``output`` cannot be made.
+
+    Args:
+        output: Where a recipe is to write a directory.
+        overwrite: Whether its user allows that what is there is replaced; None if the recipe offers no such thing.
+    """
     check_place(output)
-    if output.is_file() or (output.is_dir() and any(output.iterdir())):
-        raise ConfigError(f"output: '{output}' is already there; choose another name, or remove it")
+    if not overwrite and (output.is_file() or (output.is_dir() and any(output.iterdir()))):
+        hint = "" if overwrite is None else ", or set overwrite=true to replace it"
+        raise ConfigError(f"output: '{output}' is already there; choose another name, or remove it{hint}")
 
 
 def check_new_file(output: Path, *, key: str = "output") -> None:

@@ -1,28 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cut a smaller model out of a checkpoint; its adapter is cut alongside, or folded in. Towers are kept or left out."""
+"""Cut a smaller model out of a checkpoint; its adapter is cut alongside, or folded in. Towers are kept or left out.
+
+Needs no torch, unless an adapter is merged or the result is to be checked.
+"""
 
 from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
 from model.checkpoint.directory import whole_directory
+from model.checkpoint.names import unused
 from model.checkpoint.reader import Checkpoint
 from model.checkpoint.shapes import model_shapes
+from model.checkpoint.writer import SHARD_BYTES
 from model.config import CONFIG_FILE, ModelConfig
 from model.errors import ConfigError
 from model.slicing.adapter import slice_adapter
+from model.slicing.advice import advice
 from model.slicing.checkpoint import slice_checkpoint
 from model.slicing.count import Layout, count_effective_parameters, count_parameters, text_shapes
-from model.slicing.spec import SliceConfig, SliceSpec
+from model.slicing.dead_kv import DeadKV
+from model.slicing.runtimes import preflight
+from model.slicing.spec import SliceConfig
 from model.slicing.submodel import SubModel
 from model.tower_config import Modality
 from recipes.locate import find_checkpoint
 from recipes.output import check_new_directory
 from recipes.program import start
+from recipes.sizes import resolve_slice
+from recipes.vocabulary import VocabularyConfig, chosen_vocabulary
 
 ADAPTER = "adapter"  # where a sliced adapter goes, inside the sliced checkpoint
 
@@ -38,41 +52,125 @@ class SliceRecipe:
     output: Path  # new directory; a sliced adapter is put in its folder 'adapter'
     slice: SliceConfig
     modalities: list[Modality] | None = None  # towers to keep, beside text; null = all there are
+    skip_audio_layers: list[int] = field(default_factory=list)  # layers of the audio tower to leave out
+    vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
     adapter_path: Path | None = None  # directory of a trained adapter
     merge: bool = False  # fold the adapter into the weights instead of cutting it too
+    dead_kv: DeadKV = DeadKV.keep  # keys and values nothing computes with: keep the parent's, drop, or write zeros
+    max_shard_bytes: int = SHARD_BYTES  # of a weight file; a larger tensor gets a file of its own
+    overwrite: bool = False  # replace the checkpoint that is at output
     check: bool = False  # afterwards compare parent and result on the same tokens; loads both
 
 
 def run(recipe: SliceRecipe) -> None:
     """Slice, and say what came out."""
-    check_new_directory(recipe.output)
+    check_new_directory(recipe.output, overwrite=recipe.overwrite)
     if recipe.merge and recipe.adapter_path is None:
         raise ConfigError("slice: merge=true needs an adapter to merge; give adapter_path=DIRECTORY")
     source = Checkpoint.open(find_checkpoint(recipe.checkpoint))
-    spec = SliceSpec.resolve(recipe.slice, source.config.text)
-    wanted = source.config if recipe.modalities is None else source.config.only(recipe.modalities)
-    sub = SubModel(spec, wanted.modalities)
+    sub = resolve(recipe, source)
+    tell(sub, source, recipe.dead_kv)
     # With all that belongs to it, and checked, or not there.
-    with whole_directory(recipe.output, marker=CONFIG_FILE) as directory:
+    with whole_directory(recipe.output, overwrite=recipe.overwrite, marker=CONFIG_FILE) as directory:
         if recipe.adapter_path is None:
-            slice_checkpoint(source, directory, sub)
+            write(source, directory, sub, recipe)
         elif recipe.merge:
-            slice_and_merge(source, recipe.adapter_path, directory, sub)
+            slice_and_merge(source, recipe.adapter_path, directory, sub, recipe)
         else:
-            slice_both(source, recipe.adapter_path, directory, sub)
+            slice_both(source, recipe.adapter_path, directory, sub, recipe)
         if recipe.check:
             # Imported late: without a check, slicing waits for no model to compute with.
             from recipes.slice_check import check
 
             cut_adapter = None if recipe.merge else directory / ADAPTER
             check(
-                source, spec, directory, adapter=recipe.adapter_path, cut_adapter=cut_adapter, output=recipe.output
+                source, sub, directory, adapter=recipe.adapter_path, cut_adapter=cut_adapter, output=recipe.output
             )  # fmt: skip
-    print(f"{spec.name}: {describe(source.config, wanted, sub)}: {recipe.output}")
+    print(f"{sub.name}: {describe(source.config, sub)}: {recipe.output}")
 
 
-def describe(parent: ModelConfig, wanted: ModelConfig, sub: SubModel) -> str:
+def resolve(recipe: SliceRecipe, source: Checkpoint) -> SubModel:
+    """The part of the checkpoint that the recipe asks for, checked against it."""
+    config = source.config
+    wanted = config if recipe.modalities is None else config.only(recipe.modalities)
+    audio_layers = None
+    if recipe.skip_audio_layers:
+        if wanted.audio is None:
+            raise ConfigError(
+                "skip_audio_layers: the sub-model has no audio tower; leave skip_audio_layers out, or keep audio"
+                " among the modalities"
+            )
+        audio_layers = layers_without(recipe.skip_audio_layers, wanted.audio.conf_num_hidden_layers)
+    vocabulary = chosen_vocabulary(recipe.vocabulary, source.path, wanted)
+    sub = SubModel(resolve_slice(recipe.slice, config.text), wanted.modalities, audio_layers, vocabulary)
+    sub.check(config)
+    return sub
+
+
+def layers_without(skipped: Sequence[int], layers: int) -> tuple[int, ...]:
+    """The layers of the audio tower that stay.
+
+    Raises:
+        ConfigError: Others are skipped than there are, one twice, or all.
+    """
+    kept = tuple(layer for layer in range(layers) if layer not in skipped)
+    if not set(skipped) <= set(range(layers)) or len(skipped) != layers - len(kept) or not kept:
+        raise ConfigError(
+            f"skip_audio_layers is {list(skipped)}; the audio tower has layers 0 to {layers - 1}, of which each can be"
+            " skipped once, but one must stay"
+        )
+    return kept
+
+
+def tell(sub: SubModel, source: Checkpoint, dead_kv: DeadKV) -> None:
+    """Say on standard error what is unusual about a sub-model, and who cannot load it; nothing of that is wrong."""
+    has_dead_kv = {
+        DeadKV.keep: all(name in source.tensors for name in unused(source.config.text)),
+        DeadKV.drop: False,
+        DeadKV.zeros: True,
+    }[dead_kv]
+    verdicts = preflight(
+        sub.spec,
+        source.config,
+        modalities=sub.modalities,
+        has_dead_kv=has_dead_kv,
+        vocabulary_trimmed=sub.vocabulary is not None,
+        audio_trimmed=sub.audio_layers is not None,
+    )
+    notes = advice(sub.spec, source.config.text)
+    if refusing := [verdict.runtime.value for verdict in verdicts if not verdict.runs]:
+        notes.append(f"does not load in {', '.join(refusing)}; matslice plan says why")
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def write(source: Checkpoint, output: Path, sub: SubModel, recipe: SliceRecipe) -> None:
+    """Write the sub-model's checkpoint under a progress bar."""
+    with progress_bar(f"slicing {sub.name}") as progress:
+        slice_checkpoint(
+            source,
+            output,
+            sub,
+            dead_kv=recipe.dead_kv,
+            max_shard_bytes=recipe.max_shard_bytes,
+            progress=progress,
+        )
+
+
+@contextmanager
+def progress_bar(told: str) -> Iterator[Callable[[int, int], None]]:
+    """Who is told of bytes written shows them on the terminal, if standard error is one."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+               TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(told, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def describe(parent: ModelConfig, sub: SubModel) -> str:
     """How large the sub-model ``sub`` is, and what was left out of its parent's towers."""
+    wanted = parent if sub.modalities is None else parent.only(sub.modalities)
     text = wanted.text
     shapes = text_shapes(text, Layout.used).items()
     parameters, effective = count_parameters(shapes, sub, text), count_effective_parameters(shapes, sub, text)
@@ -85,22 +183,22 @@ def describe(parent: ModelConfig, wanted: ModelConfig, sub: SubModel) -> str:
     return told
 
 
-def slice_both(source: Checkpoint, adapter: Path, output: Path, sub: SubModel) -> None:
+def slice_both(source: Checkpoint, adapter: Path, output: Path, sub: SubModel, recipe: SliceRecipe) -> None:
     """The checkpoint into ``output``, the adapter into a folder in it: cut first, being what may be refused."""
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f"{output.name}.") as aside:
         slice_adapter(adapter, Path(aside, ADAPTER), sub, source.config)
-        slice_checkpoint(source, output, sub)
+        write(source, output, sub, recipe)
         Path(aside, ADAPTER).rename(output / ADAPTER)
 
 
-def slice_and_merge(source: Checkpoint, adapter: Path, output: Path, sub: SubModel) -> None:
+def slice_and_merge(source: Checkpoint, adapter: Path, output: Path, sub: SubModel, recipe: SliceRecipe) -> None:
     """The sub-model of the merged model. Slicing first gives the same weights and needs the smaller memory."""
     from recipes.merge import merge_into  # late: of all that slicing does, this alone computes
 
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f"{output.name}.") as aside:
         slice_adapter(adapter, Path(aside, ADAPTER), sub, source.config)
-        slice_checkpoint(source, Path(aside, "model"), sub)
-        merge_into(Path(aside, "model"), Path(aside, ADAPTER), output)
+        write(source, Path(aside, "model"), sub, recipe)
+        merge_into(Path(aside, "model"), Path(aside, ADAPTER), output, max_shard_bytes=recipe.max_shard_bytes)
 
 
 def main(arguments: Sequence[str]) -> int:

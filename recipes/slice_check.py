@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.adapter.lora import PeftModel, load_adapter, merge
+from model.audio.tower import AudioTower
 from model.checkpoint.load import load
 from model.checkpoint.names import TOKEN_TABLE
 from model.checkpoint.reader import Checkpoint
@@ -18,10 +21,10 @@ from model.config import ModelConfig
 from model.errors import CheckpointError
 from model.gemma3n import Gemma3n
 from model.inputs import Audio, Images, Inputs
-from model.slicing.spec import SliceSpec
+from model.slicing.submodel import SubModel
 from model.tower_config import MediaTokens
 from model.vision.stages import ARCHITECTURES
-from recipes.build import build_adapted
+from recipes.build import base_of, build_adapted
 
 CHECKED_TOKENS, CHECKED_FRAMES = 64, 100
 TOLERANCE = 1e-4  # of the largest score: float32 sums in another order, through all layers
@@ -31,13 +34,13 @@ MERGED_TOLERANCE = 1e-2
 
 @torch.no_grad()
 def check(
-    source: Checkpoint, spec: SliceSpec, written: Path, *, adapter: Path | None, cut_adapter: Path | None, output: Path
+    source: Checkpoint, sub: SubModel, written: Path, *, adapter: Path | None, cut_adapter: Path | None, output: Path
 ) -> None:
-    """Run the parent under ``spec`` and what was ``written`` on the same tokens, and an item of each medium.
+    """Run the parent under the spec and what was ``written`` on the same tokens, and an item of each medium.
 
     Args:
         source: The parent.
-        spec: What was cut out of it.
+        sub: What was cut out of it.
         written: Where that lies until it is known to be right.
         adapter: That of the parent, if it has one.
         cut_adapter: That of the slice; None if ``adapter`` was merged into it.
@@ -49,8 +52,13 @@ def check(
     stored = dtype_of(source, TOKEN_TABLE)
     merged = adapter is not None and cut_adapter is None
     whole = adapted(source.path, adapter) if adapter is None or not merged else merged_as_stored(source, adapter)
+    if sub.audio_layers is not None:
+        leave_out_audio_layers(base_of(whole), sub.audio_layers)
     inputs = checked_inputs(ModelConfig.read(written))
-    expected = whole(inputs, spec=spec).logits
+    expected = whole(in_parent(inputs, sub), spec=sub.spec).logits
+    if sub.vocabulary is not None:
+        kept = [sub.vocabulary.old_id(new) for new in range(ModelConfig.read(written).text.vocab_size)]
+        expected = expected[..., kept]
     del whole
     small = adapted(written, None if adapter is None else cut_adapter)
     error = (small(inputs).logits - expected).abs().max().item() / expected.abs().max().item()
@@ -76,6 +84,19 @@ def checked_inputs(config: ModelConfig) -> Inputs:
         audio = Audio.of([torch.randn(CHECKED_FRAMES, config.audio.input_feat_size, generator=generator)])
         ids.insert(0, run_of(config.audio.tokens))
     return dataclasses.replace(Inputs.of(torch.cat(ids)[None]), images=images, audio=audio)
+
+
+def in_parent(inputs: Inputs, sub: SubModel) -> Inputs:
+    """The same tokens, by the numbers that they have in the parent."""
+    if sub.vocabulary is None:
+        return inputs
+    return dataclasses.replace(inputs, ids=inputs.ids.clone().apply_(sub.vocabulary.old_id))
+
+
+def leave_out_audio_layers(whole: Gemma3n, kept: Sequence[int]) -> None:
+    """Take layers out of the parent's audio tower, which a forward pass cannot be told to pass over."""
+    tower = cast(AudioTower, whole.model.audio_tower)
+    tower.conformer = nn.ModuleList(tower.conformer[layer] for layer in kept)
 
 
 def run_of(tokens: MediaTokens) -> Tensor:

@@ -97,10 +97,9 @@ def write_checkpoint(
     with whole_directory(target, overwrite=overwrite, marker=CONFIG_FILE) as directory:
         hashes = write_weights(listed, directory, max_shard_bytes, progress)
         config.write(directory)
+        write_generation_config(config.text, directory)  # unless extras bring a fuller one
         if extras is not None:
             extras(directory, hashes)
-        if not (directory / GENERATION_FILE).exists():
-            write_generation_config(config.text, directory)
 
 
 def write_generation_config(config: TextConfig, directory: Path) -> None:

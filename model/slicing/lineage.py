@@ -19,7 +19,10 @@ from model.config import ModelConfig
 from model.errors import CheckpointError
 from model.slicing.count import Layout, count_effective_parameters, count_parameters, text_shapes
 from model.slicing.dead_kv import DeadKV
+from model.slicing.spec import SliceSpec
 from model.slicing.submodel import SubModel
+from model.slicing.vocabulary import Vocabulary
+from model.tower_config import Modality
 
 LINEAGE_FILE, CARD_FILE = "slice.json", "README.md"
 
@@ -111,6 +114,27 @@ def read_lineage(directory: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{directory / LINEAGE_FILE}: holds no JSON object; copy it anew")
     return content
+
+
+def sub_model_of(lineage: Mapping[str, Any], where: str) -> SubModel:
+    """The part of its parent that ``slice.json`` says a sub-model is.
+
+    Raises:
+        CheckpointError: It says so in no form that is known here; ``where`` is said of it.
+    """
+    try:
+        spec, vocabulary, audio_layers = lineage["spec"], lineage["vocabulary"], lineage["audio_layers"]
+        return SubModel(
+            SliceSpec(spec["name"], tuple(spec["kept_layers"]), tuple(spec["ffn_widths"])),
+            tuple(Modality(name) for name in lineage["modalities"]),
+            None if audio_layers is None else tuple(audio_layers),
+            vocabulary and Vocabulary(
+                tuple(old for start, stop in vocabulary["kept"] for old in range(start, stop)),
+                vocabulary["parent_size"],
+            ),
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}: does not say which part of its parent this is ({error}); slice anew") from None
 
 
 def write_card(lineage: Mapping[str, Any], source: Checkpoint, small: ModelConfig, directory: Path) -> None:
