@@ -6,18 +6,21 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 from model.config import CONFIG_FILE, ModelConfig
 from model.errors import ConfigError, SliceError
+from model.slicing.advice import advice
 from model.slicing.config import slice_config
 from model.slicing.plan import Plan, StoredAs
 from model.slicing.propose import Budget, propose
 from model.slicing.runtimes import Runtime, nearest, preflight
 from model.slicing.spec import SliceConfig, SliceSpec
 from model.slicing.submodel import SubModel
-from model.slicing.table import write_slices, written_in
+from model.slicing.table import write_slices
+from model.slicing.vocabulary import Vocabulary
 from model.tower_config import Modality
 from recipes.locate import find_checkpoint
 from recipes.output import check_new_file
@@ -25,6 +28,8 @@ from recipes.plan_report import Report, show, slice_file
 from recipes.program import start
 from recipes.schema import choices
 from recipes.shape import ShapeConfig
+from recipes.sizes import resolve_slice
+from recipes.slice import layers_without
 
 USUAL_CONTEXT_TOKENS = 8192
 
@@ -42,6 +47,8 @@ class PlanRecipe:
     model: ShapeConfig | None = None  # or a directory, or a name on the hub, which are put under checkpoint
     checkpoint: str | None = None  # directory or hub name of published weights
     modalities: list[Modality] | None = None  # towers to keep, beside text; null = all there are
+    skip_audio_layers: list[int] = field(default_factory=list)  # layers of the audio tower to leave out
+    vocabulary_tokens: int | None = None  # how many of the text's tokens to keep; null = all
     context: int | None = None  # tokens; null = 8192, or as many as the model was made for
     dtype: StoredAs = StoredAs.bf16  # of the weights in max_bytes
     cache_dtype: StoredAs | None = None  # of keys and values in max_bytes; null = bf16, or fp32 with dtype=fp32
@@ -87,25 +94,67 @@ def plan(recipe: PlanRecipe, parent: ModelConfig) -> Report:
         MatsliceError: The slice, the context or the modalities do not fit the parent, no sub-model fits the budget,
             or the runtime runs none.
     """
-    kept = parent if recipe.modalities is None else parent.only(recipe.modalities)
+    around = what_stays(recipe, parent)
+    kept = slice_config(parent, around)
     budget = budget_of(recipe, kept)
-    spec = SliceSpec.resolve(written_in(recipe.slice), kept.text)
-    if is_limited := budget.max_effective is not None or budget.max_bytes is not None:
+    spec = resolve_slice(recipe.slice, kept.text)
+    if budget.is_limited:
         spec = spec.then(propose(slice_config(kept, SubModel(spec)), budget))
     asked = spec
     if recipe.runtime is not None:
-        if (found := nearest(spec, kept, recipe.runtime)) is None:
-            raise SliceError(f"runtime {recipe.runtime}: it runs no sub-model of this parent; see the table without it")
-        spec = found if found == spec else replace(found, name=f"{spec.name}_{Runtime.named(recipe.runtime).name}")
-    modalities = None if recipe.modalities is None else kept.modalities
+        spec = for_runtime(spec, kept, Runtime.named(recipe.runtime))
+    sub = replace(around, spec=spec)
+    verdicts = preflight(
+        spec, parent, modalities=sub.modalities,
+        vocabulary_trimmed=sub.vocabulary is not None, audio_trimmed=sub.audio_layers is not None,
+    )  # fmt: skip
+    for verdict in verdicts:
+        if recipe.runtime is not None and verdict.runtime is Runtime.named(recipe.runtime) and not verdict.runs:
+            raise SliceError(f"runtime {verdict.runtime}: it runs no such sub-model: {'; '.join(verdict.reasons)}")
     return Report(
-        plan=Plan.of(parent, SubModel(spec, modalities), context_tokens=budget.context_tokens),
-        parent=parent,
-        budget=budget,
-        is_limited=is_limited,
-        asked=asked,
-        verdicts=preflight(spec, parent, modalities=modalities),
-    )
+        plan=Plan.of(parent, sub, context_tokens=budget.context_tokens),
+        parent=parent, budget=budget, asked=asked, verdicts=verdicts, notes=advice(spec, parent.text),
+    )  # fmt: skip
+
+
+def what_stays(recipe: PlanRecipe, parent: ModelConfig) -> SubModel:
+    """All layers of the text decoder, and what is to stay around them."""
+    wanted = parent if recipe.modalities is None else parent.only(recipe.modalities)
+    audio_layers = vocabulary = None
+    if recipe.skip_audio_layers:
+        if wanted.audio is None:
+            raise ConfigError(
+                "skip_audio_layers: the sub-model has no audio tower; leave skip_audio_layers out, or keep audio"
+                " among the modalities"
+            )
+        audio_layers = layers_without(recipe.skip_audio_layers, wanted.audio.conf_num_hidden_layers)
+    if recipe.vocabulary_tokens is not None:
+        vocabulary = vocabulary_of(recipe.vocabulary_tokens, wanted)
+    modalities = None if recipe.modalities is None else wanted.modalities
+    return SubModel(SliceSpec.full(parent.text), modalities, audio_layers, vocabulary)
+
+
+def vocabulary_of(tokens: int, config: ModelConfig) -> Vocabulary:
+    """A vocabulary of so many of the text's tokens; which ones they are makes no difference to a plan."""
+    needed, everything = Vocabulary.of((), config), len(Vocabulary.full(config))
+    if not len(needed) <= tokens <= everything:
+        raise ConfigError(
+            f"vocabulary_tokens is {tokens}; it must be {len(needed)} (those that the config names) to {everything}"
+        )
+    others = (token for token in range(everything) if token not in needed)
+    return Vocabulary.of(islice(others, tokens - len(needed)), config)
+
+
+def for_runtime(spec: SliceSpec, config: ModelConfig, runtime: Runtime) -> SliceSpec:
+    """The nearest to ``spec`` that the runtime runs.
+
+    Raises:
+        SliceError: It runs none.
+    """
+    found = nearest(spec, config, runtime.name)
+    if found is None:
+        raise SliceError(f"runtime {runtime}: it runs no sub-model of this parent; see the table without runtime=")
+    return found if found == spec else replace(found, name=f"{spec.name}_{runtime.name}")
 
 
 def budget_of(recipe: PlanRecipe, config: ModelConfig) -> Budget:

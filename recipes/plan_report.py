@@ -13,8 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from model.config import ModelConfig, TextConfig
+from model.slicing.advice import told
 from model.slicing.plan import Plan, StoredAs
-from model.slicing.propose import Budget, ranges_of
+from model.slicing.propose import Budget
 from model.slicing.runtimes import Verdict
 from model.slicing.spec import SliceSpec
 
@@ -28,9 +29,9 @@ class Report:
     plan: Plan
     parent: ModelConfig
     budget: Budget
-    is_limited: bool  # whether the sub-model was proposed for a budget
     asked: SliceSpec  # before a runtime's needs were met
     verdicts: Sequence[Verdict]
+    notes: Sequence[str]  # where the sub-model leaves what was trained
 
     @property
     def num_bytes(self) -> int:
@@ -71,6 +72,7 @@ class Report:
                 "fits": self.fits,
             },
             "asked": written(self.asked, self.parent.text),
+            "notes": list(self.notes),
             "runtimes": [asdict(verdict) for verdict in self.verdicts],
         }
 
@@ -87,10 +89,10 @@ def parts(report: Report) -> Iterator[str | Table]:
     plan, budget, work = report.plan, report.budget, report.plan.work_per_token
     spec, layers = plan.sub.spec, report.parent.text.num_hidden_layers
     widths = sorted(set(spec.ffn_widths))
-    told = f"width {widths[0]}" if len(widths) == 1 else f"widths {widths[0]} to {widths[-1]}"
+    at = f"width {widths[0]}" if len(widths) == 1 else f"widths {widths[0]} to {widths[-1]}"
     yield (
-        f"[bold]{escape(spec.name)}[/bold]: {len(spec.kept_layers)} of {layers} layers"
-        f" ({ranges_of(spec.kept_layers)}) at {told}, of {', '.join(plan.config.modalities)}"
+        f"[bold]{escape(spec.name)}[/bold]: {told(spec.kept_layers)} of {layers}, {len(spec.kept_layers)} in all, at"
+        f" {at}; {', '.join(plan.config.modalities)}"
     )
     yield parameters_table(plan)
     yield bytes_table(plan)
@@ -103,10 +105,12 @@ def parts(report: Report) -> Iterator[str | Table]:
         f" {work.linear / 1e9:.2f}, attention {work.attention / 1e9:.2f}, head {work.head / 1e9:.2f})"
     )
     yield runtimes_table(report.verdicts)
+    for note in report.notes:
+        yield f"note: {escape(note)}"
     if report.changed:
         over = "" if report.fits else "; it is over the budget"
         yield f"it is the nearest to {escape(report.asked.name)} that the runtime runs{over}"
-    if report.is_limited or report.changed:
+    if budget.is_limited or report.changed:
         yield escape(slice_file(spec, report.parent.text, name=spec.name))
 
 

@@ -19,6 +19,7 @@ from model.checkpoint.names import is_tower
 from model.checkpoint.shapes import model_shapes
 from model.config import ModelConfig, TextConfig
 from model.errors import ConfigError, SliceError
+from model.slicing.advice import told
 from model.slicing.config import slice_text_config
 from model.slicing.count import Layout, layer_shapes, text_shapes
 from model.slicing.plan import StoredAs, cache_bytes, check_context, count, weight_bytes
@@ -61,6 +62,11 @@ class Budget:
         """How keys and values are stored."""
         return self.cache_dtype or self.dtype.cache
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is a limit at all."""
+        return self.max_effective is not None or self.max_bytes is not None
+
     def allows(self, size: Size) -> bool:
         """Whether a sub-model of this size is within the limits."""
         limits = ((self.max_effective, size.effective), (self.max_bytes, size.num_bytes))
@@ -91,7 +97,7 @@ def propose(config: ModelConfig, budget: Budget) -> SliceSpec:
         ConfigError: The budget has no limit, or a context that the model cannot have.
         SliceError: No sub-model of trained widths is so small; the message names the smallest.
     """
-    if budget.max_effective is None and budget.max_bytes is None:
+    if not budget.is_limited:
         raise ConfigError("plan: no budget is given; set max_effective (parameters) or max_bytes")
     if budget.context_tokens:
         check_context(config.text, budget.context_tokens)
@@ -171,15 +177,15 @@ def explain_impossible(config: ModelConfig, budget: Budget, smallest: SliceSpec)
     """That a budget is too small, which sub-model is the smallest, how large it is, and what to do."""
     size, (weights, cache) = budget.size(config, smallest), budget.parts(config, smallest)
     limits: list[str] = []
-    told: list[str] = []
+    needs: list[str] = []
     remedies: list[str] = []
     if budget.max_effective is not None:
         limits.append(f"max_effective={budget.max_effective:,}")
-        told.append(f"{size.effective:,} effective parameters")
+        needs.append(f"{size.effective:,} effective parameters")
     if budget.max_bytes is not None:
         limits.append(f"max_bytes={budget.max_bytes:,}")
         parts = f"{weights:,} of weights as {budget.dtype}, {cache:,} of keys and values"
-        told.append(f"{size.num_bytes:,} bytes ({parts} of {budget.context_tokens:,} tokens)")
+        needs.append(f"{size.num_bytes:,} bytes ({parts} of {budget.context_tokens:,} tokens)")
         if budget.dtype is not StoredAs.int4:
             remedies.append("store it smaller (dtype=int4)")
         if config.is_multimodal:
@@ -188,18 +194,7 @@ def explain_impossible(config: ModelConfig, budget: Budget, smallest: SliceSpec)
     at = f"each at width {widths[0]}" if len(widths) == 1 else f"at widths {widths[0]} to {widths[-1]}"
     remedies.append("write a slice of narrower layers yourself, knowing that they were never trained")
     return (
-        f"plan: no sub-model of trained widths fits {' and '.join(limits)}: the smallest keeps layers"
-        f" {ranges_of(smallest.kept_layers)}, {at}, and has {' and '.join(told)}; allow that much, or"
+        f"plan: no sub-model of trained widths fits {' and '.join(limits)}: the smallest keeps"
+        f" {told(smallest.kept_layers)}, {at}, and has {' and '.join(needs)}; allow that much, or"
         f" {', or '.join(remedies)}"
     )
-
-
-def ranges_of(layers: Iterable[int]) -> str:
-    """Layers for a reader, as in ``0-19, 25-29``."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

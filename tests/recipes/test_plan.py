@@ -61,7 +61,7 @@ def test_a_slice_of_e4b_has_the_published_size(capsys: Captured) -> None:
 def test_a_person_is_told_in_words_and_tables(capsys: Captured) -> None:
     assert main(["plan", "model=e4b", "slice=e2b", "context=4096"]) == 0
     told = capsys.readouterr().out
-    assert "e2b: 30 of 35 layers (0-19, 25-34) at width 8192, of text, vision, audio" in told
+    assert "e2b: layers 0-19, 25-34 of 35, 30 in all, at width 8192; text, vision, audio" in told
     for words in ("1,905,495,648", "1,884,521,568", "10.84 GB", "of 4,096 tokens", "GFLOP", "mistral.rs"):
         assert words in told
     assert "ffn_widths" not in told  # nothing is proposed
@@ -160,6 +160,27 @@ def test_a_runtime_gets_the_nearest_sub_model_that_it_runs(capsys: Captured) -> 
     assert "the nearest to e2_97b that the runtime runs" in capsys.readouterr().out
 
 
+def test_other_axes_are_planned_too(capsys: Captured) -> None:
+    whole, cut = (
+        planned(capsys, "model=e4b", *words)
+        for words in ((), ("vocabulary_tokens=65536", "skip_audio_layers=[10,11]"))
+    )  # fmt: skip
+    fewer_rows = (262_144 - 65_536) * (2048 + 35 * 256)
+    assert whole["parameters"]["used"]["text"] - cut["parameters"]["used"]["text"] == fewer_rows
+    assert whole["parameters"]["used"]["effective"] == cut["parameters"]["used"]["effective"]
+    assert whole["flops_per_token"]["head"] - cut["flops_per_token"]["head"] == 2 * 2048 * (262_144 - 65_536)
+    towers = [told["parameters"]["used"]["total"] - told["parameters"]["used"]["text"] for told in (whole, cut)]
+    assert 0.1 < (towers[0] - towers[1]) / 681_348_640 < 2 / 12
+
+
+def test_what_was_never_trained_is_said(capsys: Captured) -> None:
+    told = planned(capsys, "model=e4b", "max_effective=3.0e9", "runtime=llama.cpp")
+    assert any("20-24" in note and "trained" in note for note in told["notes"])
+    assert planned(capsys, "model=e4b", "max_effective=3.0e9")["notes"] == []
+    assert main(["plan", "model=e4b", "slice.ffn_widths=[4096]"]) == 0
+    assert "note: width 4096" in capsys.readouterr().out
+
+
 REFUSED: dict[str, tuple[list[str], str]] = {
     "no parent": ([], "the parent is one model or one checkpoint, but neither is given; say model=e2b|e4b|tiny"),
     "two parents": (["model=e4b", "checkpoint=x"], "but both are given"),
@@ -178,7 +199,16 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "unknown storage": (["model=e4b", "dtype=int3"], "dtype is 'int3'; allowed are fp32, bf16, int8, int4"),
     "unknown runtime": (["model=e4b", "runtime=onnx"], "runtime 'onnx' is not known; choose one of transformers"),
     "runtime that runs nothing": (
-        ["model=e4b", "runtime=litert", "modalities=[text]"], "runtime litert: it runs no sub-model of this parent",
+        ["model=e4b", "runtime=litert", "modalities=[text]"], "runtime LiteRT: it runs no sub-model of this parent",
+    ),
+    "trimmed for a runtime that needs all": (
+        ["model=e4b", "runtime=llama.cpp", "vocabulary_tokens=65536"], "runtime llama.cpp: it runs no such sub-model",
+    ),
+    "too few tokens": (["model=e4b", "vocabulary_tokens=2"], "vocabulary_tokens is 2; it must be 5 (those that"),
+    "more tokens than there are": (["model=e4b", "vocabulary_tokens=300000"], " to 262144"),
+    "no such layer of the audio tower": (["model=e4b", "skip_audio_layers=[12]"], "has layers 0 to 11"),
+    "layers of no audio tower": (
+        ["model=e4b", "skip_audio_layers=[1]", "modalities=[vision]"], "the sub-model has no audio tower",
     ),
     "slice of another parent": (["model=e4b", "slice=tiny_mix_wide"], "15 ffn_widths for 35 kept layers"),
     "producer skipped": (["model=e4b", "slice.skip_layers=[19]"], "layer 19 is skipped"),
