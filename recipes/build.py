@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -18,7 +18,6 @@ from model.errors import ConfigError, InputError
 from model.gemma3n import Gemma3n
 from model.processor.audio import LongAudio
 from model.processor.processor import Processor
-from model.slicing.spec import SliceConfig, SliceSpec
 from model.tower_config import Modality
 from recipes.shape import ShapeConfig
 from trainer.config import Device
@@ -155,18 +154,3 @@ def refuse_beyond_positions(rows: Sequence[TokenRow], config: TextConfig) -> Non
                 f"{row.where}: {len(row.ids)} tokens, but the model has {config.max_position_embeddings} positions"
                 " (max_position_embeddings); shorten the row, or leave it out with a lower max_length_tokens"
             )
-
-
-def resolve_sizes(sizes: Mapping[str, SliceConfig], config: TextConfig) -> list[SliceSpec]:
-    """The sub-models of a named set, in its order.
-
-    Raises:
-        ConfigError: The set is empty, or a slice is listed under another name than its own.
-        SliceError: A slice does not fit the model.
-    """
-    if not sizes:
-        raise ConfigError("sizes is empty; name at least one sub-model, as in sizes=full")
-    for key, written in sizes.items():
-        if written.name != key:
-            raise ConfigError(f"sizes.{key} is named '{written.name}'; key and name must be the same")
-    return [SliceSpec.resolve(written, config) for written in sizes.values()]

@@ -29,12 +29,12 @@ from recipes.build import (
     build_processor,
     build_rows,
     find_device,
-    resolve_sizes,
     without_idle_towers,
 )  # fmt: skip
 from recipes.locate import find_checkpoint
 from recipes.output import check_new_file
 from recipes.program import start
+from recipes.sizes import resolve_sizes
 from trainer.checkpoint import write_whole
 from trainer.config import Device, Precision
 from trainer.data.collate import Collator

@@ -26,11 +26,12 @@ from model.processor.chat import AUDIO_MARKS, IMAGE_MARKS, Message, Role
 from model.processor.media import Picture, Recording
 from model.processor.processor import Processor
 from model.processor.tokenizer import Tokenizer
-from model.slicing.spec import SliceConfig, SliceSpec
+from model.slicing.spec import SliceConfig
 from model.tower_config import Modality
 from recipes.build import build_adapted, find_device, without_idle_towers
 from recipes.locate import find_checkpoint
 from recipes.program import start
+from recipes.sizes import resolve_slice
 from trainer.config import Device, Precision
 
 UNFINISHED = "\ufffd"  # what the bytes of a character decode to before its last one is there
@@ -68,7 +69,7 @@ def run(recipe: GenerateRecipe) -> None:
     unsaid = ids_of_media(config)  # also of towers that are not loaded, so that the answer is the same
     if recipe.modalities is not None:
         config = config.only(recipe.modalities)
-    spec = SliceSpec.resolve(recipe.slice, config.text)
+    spec = resolve_slice(recipe.slice, config.text)
     processor = Processor.read(checkpoint, config, long_audio=recipe.long_audio)
     # Everything that can be wrong with the prompt is found before the weights are read.
     inputs = prepare(

@@ -26,6 +26,7 @@ from recipes.wording import FROM_DISK, REFUSALS, check_keys, explain, explain_mi
 FULL_ERROR = "HYDRA_FULL_ERROR"
 REFUSED, INTERRUPTED, CLOSED = 2, 130, 141  # exit status; the last two are the shell's for Ctrl-C and a closed pipe
 FREE_TEXT = ("prompt", "system")  # keys whose value is meant to the letter
+IN_A_SLICE = ("row", "csv")  # keys within a slice whose value is a name or a file
 FILES = ("image", "audio")  # keys whose value is a file name, or a list of them
 # One of a list: in quotes as Hydra has them, or as it is up to a comma, unless that is written \,
 IN_A_LIST = re.compile(r"""\s*("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|(?:\\,|[^,])*?)\s*(?:,|\Z)""", re.DOTALL)
@@ -114,6 +115,8 @@ def is_override(word: str) -> bool:
 def quote_free_text(argument: str) -> str:
     """Spare the user Hydra's grammar where any character may be part of the value."""
     key, equals, value = argument.partition("=")
+    if key.partition(".")[0] in ("slice", "sizes") and key.rpartition(".")[2] in IN_A_SLICE and value[:1] not in "'\"":
+        return f"{key}={quote(value)}" if equals and value not in ("", "null") else argument
     if key not in (*FREE_TEXT, *FILES) or not equals or value == "null":
         return argument
     if key in FILES and value.startswith("[") and value.endswith("]"):

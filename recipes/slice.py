@@ -35,7 +35,7 @@ from model.tower_config import Modality
 from recipes.locate import find_checkpoint
 from recipes.output import check_new_directory
 from recipes.program import start
-from recipes.sizes import resolve_slice
+from recipes.sizes import find_slice, resolve_slice
 from recipes.vocabulary import VocabularyConfig, chosen_vocabulary
 
 ADAPTER = "adapter"  # where a sliced adapter goes, inside the sliced checkpoint
@@ -67,6 +67,7 @@ def run(recipe: SliceRecipe) -> None:
     check_new_directory(recipe.output, overwrite=recipe.overwrite)
     if recipe.merge and recipe.adapter_path is None:
         raise ConfigError("slice: merge=true needs an adapter to merge; give adapter_path=DIRECTORY")
+    find_slice(recipe.slice)  # what is not said, or has no row, is told before a checkpoint is looked for
     source = Checkpoint.open(find_checkpoint(recipe.checkpoint))
     sub = resolve(recipe, source)
     tell(sub, source, recipe.dead_kv)

@@ -37,13 +37,13 @@ from recipes.build import (
     build_processor,
     build_rows,
     find_config,
-    resolve_sizes,
     without_idle_towers,
 )  # fmt: skip
 from recipes.locate import find_checkpoint
 from recipes.output import check_run_directory
 from recipes.program import start
 from recipes.shape import ShapeConfig
+from recipes.sizes import resolve_sizes
 from trainer.checkpoint import WEIGHTS, Run, write_whole
 from trainer.config import Precision, TrainerConfig
 from trainer.data.collate import Collator

@@ -17,6 +17,7 @@ from model.errors import ConfigError
 from model.slicing.count import Layout, count_parameters, text_shapes
 from model.slicing.spec import SliceConfig, SliceSpec
 from model.slicing.submodel import SubModel
+from model.slicing.table import written_in
 from trainer.seeding import seeded
 
 
@@ -108,4 +109,4 @@ def named(key: str, written: SliceConfig, text: TextConfig) -> SliceSpec:
     """The slice resolved; its name must be the key it is listed under."""
     if written.name != key:
         raise ConfigError(f"elastic.slices.{key} is named '{written.name}'; key and name must be the same")
-    return SliceSpec.resolve(written, text)
+    return SliceSpec.resolve(written_in(written), text)

@@ -16,7 +16,7 @@ from model.adapter.targets import resolve_targets
 from model.checkpoint.shapes import model_shapes
 from model.config import ModelConfig, TextConfig
 from model.gemma3n import Gemma3n
-from model.slicing.count import Layout, count_effective_parameters, count_parameters, text_shapes
+from model.slicing.count import Layout, count_parameters, text_shapes
 from model.slicing.spec import SliceConfig, SliceSpec
 from model.slicing.submodel import SubModel
 from model.tower_config import Modality
@@ -33,6 +33,8 @@ GIVEN = {  # what only a user can know
     "checkpoint": "weights", "output": "out", "adapter_path": "adapter", "files": ["a.jsonl"], "slice": "full",
     "data.train": ["a.jsonl"], "trainer.output": "runs/a", "trainer.max_steps": 100,
 }  # fmt: skip
+
+WHOLE = ("full", "main", "custom")  # slices that leave nothing out; custom only as long as nothing is said beside it
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -123,18 +125,7 @@ def test_every_slice_is_part_of_the_model_it_is_made_for(name: str) -> None:
     parent = shape_named("tiny" if name.startswith("tiny") else "e4b")
     written = slice_named(name)
     assert written.name == name
-    assert SliceSpec.resolve(written, parent).is_full(parent) == (name == "full")
-
-
-def test_a_slice_named_by_its_size_has_about_that_many_effective_parameters() -> None:
-    parent = shape_named("e4b")
-    shapes = text_shapes(parent, Layout.published).items()
-    for name in choices("slice"):
-        if found := re.fullmatch(r"e(\d)_(\d\d)b", name):
-            spec = SliceSpec.resolve(slice_named(name), parent)
-            billions = count_effective_parameters(shapes, SubModel(spec), parent) / 1e9
-            # Google's names are up to 0.02 billion above the exact counts.
-            assert billions == pytest.approx(float(f"{found[1]}.{found[2]}"), abs=0.02)
+    assert SliceSpec.resolve(written, parent).is_full(parent) == (name in WHOLE)
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("e4b", 6_835_235_568), ("e2b", 4_435_182_688)])

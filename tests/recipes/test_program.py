@@ -43,7 +43,7 @@ def test_help_says_what_can_be_chosen(recipe: str, capsys: pytest.CaptureFixture
     assert main([recipe, "--help"]) == 0
     shown = capsys.readouterr().out
     assert (schema_of(recipe).__doc__ or "").splitlines()[0] in shown
-    assert "output: ???" in shown or "checkpoint: ???" in shown or recipe in ("train", "demo")
+    assert "output: ???" in shown or "checkpoint: ???" in shown or recipe in ("train", "demo", "plan")
     if recipe == "train":
         assert "optim: adamw" in shown
 
@@ -206,6 +206,21 @@ def arriving(argument: str) -> Any:
 @pytest.mark.parametrize("name", [*NAMES, "a, b.png"])
 def test_a_file_may_have_any_name(name: str) -> None:
     assert arriving(f"image={name}") == name
+
+
+@pytest.mark.parametrize("name", [*NAMES, "Config for E2.98B (layer-level)", "a, b"])
+@pytest.mark.parametrize("key", ["slice.row", "slice.csv", "sizes.mine.row"])
+def test_a_row_of_a_table_may_have_any_name(key: str, name: str) -> None:
+    assert arriving(f"{key}={name}") == name
+
+
+@pytest.mark.parametrize("written", ['"Main model"', "'Main model'", "Main model"])
+def test_a_row_may_stand_in_quotes(written: str) -> None:
+    assert arriving(f"slice.row={written}") == "Main model"
+
+
+def test_no_row_is_no_name() -> None:
+    assert arriving("slice.row=null") is None
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -60,7 +60,7 @@ COMMANDS: dict[str, tuple[Words, str]] = {
     "misspelt key, guess": (sliced("ouput=x"), "did you mean 'output'?"),
     "misspelt key in a group": (
         sliced("slice.skip_layer=[1]"),
-        "skip_layer: there is no such key; 'slice' has name, skip_layers, ffn_widths; did you mean 'skip_layers'?",
+        "'slice' has name, skip_layers, ffn_widths, csv, row; did you mean 'skip_layers'?",
     ),
     "misspelt key in a dictionary of a group": (
         trained("sizes.full.ffn_width=[1]"),
@@ -85,10 +85,9 @@ COMMANDS: dict[str, tuple[Words, str]] = {
         trained("adapter=none", "adapter.rank=3"), "no adapter is chosen that has a rank; choose adapter=all_linear|",
     ),
     "value of no shape": (trained("model.vocab_size=100"), "choose model=e2b|e4b|tiny"),
-    "value of no slice": (
-        words("slice", "checkpoint=x", "output=y", "slice.ffn_widths=[24]"), "slice: must be given: slice=e2_49b|",
+    "unknown slice": (
+        sliced("slice=e2c"), "slice=e2c: there is no conf/slice/e2c.yaml; allowed are custom, e1_96b_layer",
     ),
-    "unknown slice": (sliced("slice=e2c"), "slice=e2c: there is no conf/slice/e2c.yaml; allowed are e2_49b"),
     "unknown experiment": (trained("experiment=none"), "allowed are "),
     "a new size as a dictionary": (trained("+sizes.x={name: x}"), "+slice@sizes.x=full sizes.x.name=x"),
     "text for a number": (trained("trainer.max_steps=many"), "trainer.max_steps is 'many'; it must be a whole number"),
@@ -107,7 +106,14 @@ COMMANDS: dict[str, tuple[Words, str]] = {
     "what must be given": (
         words("train"), "train: must be given: data.train=… trainer.max_steps=… trainer.output=…",
     ),
-    "which slice": (words("slice", "checkpoint=x", "output=y"), "slice: must be given: slice=e2_49b|"),
+    "which slice": (words("slice", "checkpoint=x", "output=y"), "slice: must be given: slice=e1_96b_layer|"),
+    "a row that is not there": (
+        words("slice", "checkpoint=x", "output=y", "slice.row=Main modell"), "did you mean 'Main model'?",
+    ),
+    "a table that is not there": (
+        words("slice", "checkpoint=x", "output=y", "slice.csv=a b(1).csv", "slice.row=x"), "a b(1).csv: the table of",
+    ),
+    "a row and widths": (sliced("slice.row='Main model'", "slice.ffn_widths=[8]"), "leave out ffn_widths, or row"),
     "neither weights nor shape": (trained("checkpoint=null"), "neither checkpoint nor model is given"),
     "shape without tokenizer": (trained("checkpoint=null", "model=tiny"), "give tokenizer=DIRECTORY"),
     "weights of another shape": (trained("model=tiny"), "hidden_size is 32, not "),
