@@ -61,13 +61,13 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             entries = json.loads(file.read(length))
         data_start = LENGTH.size + length
         tensors = [stored(path, name, entry, data_start) for name, entry in entries.items() if name != METADATA_KEY]
-        tensors.sort(key=lambda tensor: tensor.start)
+        tensors.sort(key=lambda tensor: (tensor.start, tensor.nbytes))  # an empty one before its neighbour
         check_places(tensors, data_start, size)
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot be read ({error.strerror}); check the file and its permissions"
         ) from None
-    except (struct.error, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (struct.error, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: cut short or not a safetensors file ({error}); copy it anew") from None
     return {tensor.name: tensor for tensor in tensors}
 
