@@ -25,6 +25,7 @@ GENERATION_FILE = "generation_config.json"
 ADDED_FILE = "added_tokens.json"
 SENTENCEPIECE_FILE = "tokenizer.model"  # a compiled form of the whole vocabulary; tokenizer.json says the same
 UNCHANGED_FILES = (TEMPLATE_FILE, "chat_template.json", "special_tokens_map.json")  # they name tokens, not ids
+REWRITING = ("String", "content", "replacement", "prepend")  # fields of its steps that hold text
 SHOWN = 5  # tokens that a message lists
 
 
@@ -48,6 +49,7 @@ class Trimming:
         self.ids = self._bpe.vocab | self._added  # of every token
         self._required = {*self._added.values(), *self._bpe.alphabet(), *ids_of_sidecars(sidecars)}
         self._required |= set(ids_within(self._content.get("post_processor")))
+        self._required |= {self.ids[one] for one in self._rewritten() if one in self.ids}
         if self._content.get("padding"):
             self._required.add(self._content["padding"]["pad_id"])
         if self._bpe.unknown is not None:
@@ -68,6 +70,11 @@ class Trimming:
                 " came with the weights into it"
             )
         return cls(path.read_bytes(), files_of(directory, (TOKENIZER_CONFIG_FILE, ADDED_FILE)), origin=str(path))
+
+    def _rewritten(self) -> set[str]:
+        """The characters that text is rewritten with, as '▁' for a space: their bytes would not be written back."""
+        steps = [self._content.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")]
+        return {one for step in steps for text in texts_within(step) for one in text}
 
     def required(self) -> set[int]:
         """The ids that stay in any case: added and special tokens, and those any text can be written in; closed."""
@@ -193,6 +200,19 @@ def ids_of_sidecars(sidecars: Mapping[str, bytes]) -> set[int]:
     decoder = parsed(sidecars.get(TOKENIZER_CONFIG_FILE, b"{}"), TOKENIZER_CONFIG_FILE).get("added_tokens_decoder")
     listed = parsed(sidecars.get(ADDED_FILE, b"{}"), ADDED_FILE)
     return {int(number) for number in (*(decoder or {}), *listed.values())}
+
+
+def texts_within(step: Any) -> Iterator[str]:
+    """The texts that a normalizer, pre-tokenizer or decoder looks for or writes."""
+    if isinstance(step, list):
+        for one in step:
+            yield from texts_within(one)
+    elif isinstance(step, dict):
+        for name, value in step.items():
+            if name in REWRITING and isinstance(value, str):
+                yield value
+            else:
+                yield from texts_within(value)
 
 
 def ids_within(processor: Any) -> Iterator[int]:
