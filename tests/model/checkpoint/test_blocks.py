@@ -25,6 +25,7 @@ from model.slicing.cuts import Kept, Placement
 from model.slicing.module import take
 from tests.laws.drawn import scratch
 
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")  # beartype does, harmlessly
 START = 13  # where tensors lie in the files here: not aligned
 
 

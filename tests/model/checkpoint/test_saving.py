@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 
 from model.adapter.lora import AdapterConfig, attach
+from model.checkpoint.names import in_file
 from model.checkpoint.saving import save, save_tensors
 from model.checkpoint.writer import GENERATION_FILE
 from model.config import ModelConfig
@@ -22,7 +23,8 @@ def test_a_model_of_several_shards_has_an_index_with_every_tensor_and_the_total_
     model = tiny_model()
     save(model, tmp_path / "out", max_shard_bytes=50_000)
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
-    assert index["weight_map"].keys() == {name for name, _ in model.named_parameters()}
+    names = {in_file(name, model.config) for name, _ in model.named_parameters()}
+    assert index["weight_map"].keys() == names == {name.replace("language_model.", "") for name in names}
     assert index["metadata"]["total_size"] == sum(parameter.nbytes for parameter in model.parameters())
     files = sorted({*index["weight_map"].values()})
     assert files == [f"model-{number:05}-of-{len(files):05}.safetensors" for number in range(1, len(files) + 1)]
