@@ -91,7 +91,8 @@ def tokens_from_corpus(
     """Count the tokens of texts, as the tokenizer reads them.
 
     Files that end in ``.jsonl`` hold a conversation a line (``messages``, of which the texts are counted), or
-    a ``text``. Of others all is counted, in pieces that end where a line does.
+    a ``text``. Others are counted whole, but read in pieces that end where a line does: where a token lies across
+    such a place, its parts are counted.
 
     Args:
         paths: UTF-8 files.
@@ -128,8 +129,8 @@ def choose(
         trimming: The same, to be trimmed.
         config: The model's.
         always: Ids that are kept besides, however many they are.
-        max_tokens: How many of the text's ids are kept at most, all in all; the first that does not fit ends it.
-            None: no limit.
+        max_tokens: How many of the text's ids are kept at most, all in all; one that no longer fits with what it is
+            built of is passed over. None: no limit.
 
     Raises:
         SliceError: Not even what must stay fits.
@@ -147,9 +148,8 @@ def choose(
         if number in kept or number >= size:
             continue
         more = trimming.closed([number]) - kept
-        if max_tokens is not None and len(kept) + len(more) > max_tokens:
-            break
-        kept |= more
+        if max_tokens is None or len(kept) + len(more) <= max_tokens:
+            kept |= more
     return Vocabulary.of(kept, config)
 
 
