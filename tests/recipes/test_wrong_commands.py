@@ -12,7 +12,8 @@ from recipes.cli import main
 from tests.recipes.broken import ASSISTANT, USER, Places, turns
 
 Words = Callable[[Places], list[str]]
-DEEP = "model.language_model.layers.3.mlp.up_proj.weight"
+DEEP = "model.layers.3.mlp.up_proj.weight"  # as a text-only file spells it; errors use the published name
+PUBLISHED = "model.language_model.layers.3.mlp.up_proj.weight"
 
 
 def words(*fixed: str) -> Words:
@@ -54,7 +55,7 @@ def measured(*more: str) -> Words:
 
 
 COMMANDS: dict[str, tuple[Words, str]] = {
-    "unknown recipe": (words("tarin"), "there is no recipe 'tarin'; there are train, slice"),
+    "unknown recipe": (words("tarin"), "there is no recipe 'tarin'; there are train, plan, slice"),
     "recipe of nearly that name": (words("generat"), "did you mean 'generate'?"),
     "misspelt key": (sliced("ouput=x"), "ouput: there is no such key; allowed are checkpoint, output, slice"),
     "misspelt key, guess": (sliced("ouput=x"), "did you mean 'output'?"),
@@ -170,14 +171,14 @@ CHECKPOINTS: dict[str, tuple[Words, str]] = {
     "another model": (from_weights(lambda at: at.config(model_type="gemma3_text")), "model_type is 'gemma3_text'"),
     "no weights": (from_weights(lambda at: at.without("model.safetensors")), "no model.safetensors or"),
     "cut short": (from_weights(Places.cut_short), "cut short or not a safetensors file"),
-    "missing tensor": (from_weights(lambda at: at.tensors(lambda t: t.pop(DEEP))), f"1 missing ('{DEEP}')"),
+    "missing tensor": (from_weights(lambda at: at.tensors(lambda t: t.pop(DEEP))), f"1 missing ('{PUBLISHED}')"),
     "extra tensor": (
-        from_weights(lambda at: at.tensors(lambda t: t.update({"model.language_model.new": t[DEEP].clone()}))),
-        "1 extra ('model.language_model.new')",
+        from_weights(lambda at: at.tensors(lambda t: t.update({"model.new": t[DEEP].clone()}))),
+        "1 extra ('model.new')",
     ),
     "misshapen tensor": (
         from_weights(lambda at: at.tensors(lambda t: t.update({DEEP: t[DEEP][:-1].clone()}))),
-        f"1 misshapen ('{DEEP}' has shape (47, 32) instead of (48, 32))",
+        f"1 misshapen ('{PUBLISHED}' has shape (47, 32) instead of (48, 32))",
     ),
     "adapter that is not there": (
         sliced("adapter_path=nowhere"), "nowhere: no adapter_config.json there; give the directory of a LoRA adapter",
