@@ -5,22 +5,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from model.checkpoint.load import load
-from model.checkpoint.names import unused
+from model.checkpoint.names import TIED_HEAD, TOKEN_TABLE, unused
 from model.checkpoint.reader import Checkpoint
 from model.checkpoint.saving import save, save_tensors
 from model.checkpoint.shapes import model_shapes
 from model.checkpoint.tensors import read_tensor
 from model.errors import CheckpointError, ConfigError, SliceError
 from model.gemma3n import Gemma3n
+from model.inputs import Inputs
 from model.slicing.checkpoint import slice_checkpoint
 from model.slicing.count import Layout, text_shapes
+from model.slicing.module import slice_module
 from model.slicing.spec import SliceConfig, SliceSpec
 from model.slicing.submodel import SubModel
+from model.slicing.vocabulary import Vocabulary
 from model.tower_config import Modality
 from tests.tiny import (
     TINY_TEXT,
@@ -190,3 +194,40 @@ def test_the_parent_is_never_written_over_nor_into(published: Checkpoint, where:
     with pytest.raises(CheckpointError, match=r"is the parent's own directory .* lies in it, or holds it"):
         slice_checkpoint(published, published.path / where, SubModel(SPEC), overwrite=True)
     assert sorted(published.path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        {"audio_layers": (0, 2)},
+        {"audio_layers": (1,), "modalities": (Modality.audio,)},
+        {"vocabulary": Vocabulary.of(range(10, 40), WHOLE)},
+        {"vocabulary": Vocabulary.of(range(0, 80, 3), WHOLE), "audio_layers": (2,)},
+        {"vocabulary": Vocabulary.of((9, 70), WHOLE.only([])), "modalities": ()},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("head", [False, True])
+@torch.no_grad()
+def test_a_checkpoint_loses_layers_of_the_audio_tower_and_tokens_as_a_live_model_does(
+    tmp_path: Path, cut: dict[str, Any], *, head: bool
+) -> None:
+    tensors = {name: parameter.detach() for name, parameter in tiny_model(WHOLE).named_parameters()}
+    if head:
+        tensors[TIED_HEAD] = tensors[TOKEN_TABLE].clone()
+    save_tensors(tensors.items(), WHOLE, tmp_path / "parent", max_shard_bytes=90_000)
+    sub = SubModel(SPEC, **cut)
+    slice_checkpoint(tmp_path / "parent", tmp_path / "small", sub, max_shard_bytes=60_000)
+    small, expected = load(tmp_path / "small", dtype=torch.float32), slice_module(tiny_model(WHOLE), sub).eval()
+    assert (small.config.text, small.config.vision, small.config.audio) == (
+        expected.config.text, expected.config.vision, expected.config.audio
+    )  # fmt: skip
+    found = dict(small.named_parameters())
+    assert found.keys() == dict(expected.named_parameters()).keys()
+    assert all(torch.equal(found[name], parameter) for name, parameter in expected.named_parameters())
+    ids = torch.arange(small.config.text.vocab_size_per_layer_input)[None]
+    assert torch.equal(small(Inputs.of(ids)).logits, expected(Inputs.of(ids)).logits)
+    stored = Checkpoint.open(tmp_path / "small")
+    assert (TIED_HEAD in stored.names()) is head
+    if head:
+        assert torch.equal(read_tensor(stored, TIED_HEAD), read_tensor(stored, TOKEN_TABLE))
