@@ -18,7 +18,7 @@ from model.processor.processor import Processor
 from model.processor.published import with_media_tokens
 from model.processor.settings import ImageSettings
 from model.processor.tokenizer import Tokenizer
-from tests.tiny import TINY_TEXT
+from tests.tiny import TINY_AUDIO, TINY_TEXT
 from tests.tiny_processor import AUDIO, SPECIAL, VISION
 
 NUM_PIECES = 1200
@@ -30,7 +30,7 @@ CONFIG = ModelConfig(
         tokens=dataclasses.replace(VISION.tokens, placeholder_id=TEXT_VOCAB + 1, end_id=TEXT_VOCAB),
     ),
     audio=dataclasses.replace(
-        AUDIO, vocab_offset=TEXT_VOCAB + 8,
+        TINY_AUDIO, input_feat_size=128, sscp_conv_channel_size=(8, 4), vocab_offset=TEXT_VOCAB + 8,
         tokens=dataclasses.replace(AUDIO.tokens, placeholder_id=TEXT_VOCAB + 9, end_id=TEXT_VOCAB + 8),
     ),
 )  # fmt: skip
