@@ -44,7 +44,7 @@ class PlanRecipe:
     """
 
     slice: SliceConfig
-    model: ShapeConfig | None = None  # or a directory, or a name on the hub, which are put under checkpoint
+    model: ShapeConfig | None = None  # a file of conf/model; or a directory, which is taken for checkpoint
     checkpoint: str | None = None  # directory or hub name of published weights
     modalities: list[Modality] | None = None  # towers to keep, beside text; null = all there are
     skip_audio_layers: list[int] = field(default_factory=list)  # layers of the audio tower to leave out
@@ -52,9 +52,7 @@ class PlanRecipe:
     context: int | None = None  # tokens; null = 8192, or as many as the model was made for
     dtype: StoredAs = StoredAs.bf16  # of the weights in max_bytes
     cache_dtype: StoredAs | None = None  # of keys and values in max_bytes; null = bf16, or fp32 with dtype=fp32
-    max_effective: float | None = (
-        None  # parameters without token tables, as Google counts them in E2B; 3.0e9 is 3 billion
-    )
+    max_effective: float | None = None  # parameters beside token tables, as in Google's E2B; 3.0e9 is 3 billion
     max_bytes: float | None = None  # of weights, towers included, and keys and values of context
     runtime: str | None = None  # take the nearest sub-model that this runtime runs
     json: bool = False  # print all of it as JSON instead

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import yaml
 from model.slicing.spec import SliceConfig, SliceSpec
 from model.slicing.table import read_slices
 from recipes.cli import main
+from recipes.plan import PlanRecipe
 from recipes.shape import ShapeConfig
 from tests.tiny import TINY_TEXT, tiny_multimodal_config
 
@@ -222,6 +225,13 @@ REFUSED: dict[str, tuple[list[str], str]] = {
 def test_what_cannot_be_planned_is_refused_in_a_line(capsys: Captured, case: str) -> None:
     words, told = REFUSED[case]
     assert told in refused(capsys, *words)
+
+
+def test_help_says_what_every_key_means(capsys: Captured) -> None:
+    assert main(["plan", "--help"]) == 0
+    told = capsys.readouterr().out
+    keys = [known.name for known in dataclasses.fields(PlanRecipe) if known.name != "slice"]
+    assert [key for key in keys if not re.search(rf"^{key}: \w.*\w", told, re.MULTILINE)] == []
 
 
 def test_a_refused_plan_leaves_no_file(capsys: Captured, tmp_path: Path) -> None:

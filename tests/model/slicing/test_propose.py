@@ -19,6 +19,7 @@ from model.slicing.plan import Plan, StoredAs
 from model.slicing.propose import Budget, propose
 from model.slicing.spec import SliceSpec
 from model.slicing.submodel import SubModel
+from model.slicing.trained import widening_order
 from model.tower_config import AudioConfig, Modality, VisionConfig
 from tests.tiny import GLOBAL, LOCAL, TINY_TEXT, tiny_multimodal_config
 
@@ -137,8 +138,16 @@ def test_any_budget_of_e4b_is_met_to_less_than_half_a_layer(limit: int) -> None:
     assert 0 <= limit - Budget().size(E4B, spec).effective < HALF_A_LAYER
 
 
-@given(limit=st.integers(SMALLEST, 2_470_541_807))
-@settings(max_examples=4, deadline=None)
+def test_layers_of_e4b_are_widened_in_googles_order() -> None:
+    blocks = ((15, 16, 17, 18), (10, 11, 12, 13), (25, 26, 27, 28), (5, 6, 7, 8), (30, 31, 32, 33), (0, 1, 2, 3))
+    assert widening_order(E4B.text) == [(4, 9, 14, 19, 29, 34), *blocks]
+    e2b = slice_config(E4B, SubModel(SliceSpec("e2b", tuple(E2B_LAYERS), (NARROW,) * 30)))
+    assert [tuple(E2B_LAYERS[layer] for layer in group) for group in widening_order(e2b.text)] == widening_order(
+        E4B.text
+    )
+
+
+@pytest.mark.parametrize("limit", [SMALLEST, 1_700_000_000, 2_000_000_000, 2_470_541_807])
 def test_a_slice_without_the_optional_block_is_planned_like_its_parent(limit: int) -> None:
     first = SliceSpec("first", tuple(E2B_LAYERS), (WIDE,) * 30)
     second = propose(slice_config(E4B, SubModel(first)), Budget(max_effective=limit))
