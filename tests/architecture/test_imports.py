@@ -46,6 +46,9 @@ def test_every_import_contract_is_kept() -> None:
         ("model/planted.py", "import transformers", "transformers in the tests"),
         ("model/planted.py", "import timm", "transformers in the tests"),
         ("model/vision/planted.py", "import model.audio.tower", "strangers to each other"),
+        ("model/checkpoint/format.py", "import torch", "cut, counted and planned without torch"),
+        ("model/slicing/lineage.py", "import safetensors", "cut, counted and planned without torch"),
+        ("model/slicing/lineage.py", "import model.checkpoint.tensors", "cut, counted and planned without torch"),
         ("model/slicing/count.py", "import model.vision.stages", "sizes are counted from names and shapes"),
     ],
 )
