@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,8 +21,27 @@ from model.errors import CheckpointError
 from model.slicing.cuts import Placement
 
 Bytes = npt.NDArray[np.uint8]
-BLOCK_BYTES = 8 << 20  # of one request, unless a single row is larger
+BLOCK_BYTES = 4 << 20  # of one request, unless a single row is larger
 GAP_BYTES = 64 << 10  # reading over so much costs less than a request
+
+
+class Scratch(threading.local):
+    """Memory of a thread for what it reads only to drop a part of it; the next block uses it again.
+
+    The system hands out fresh memory page by page, filled with zeros: for every block that takes longer than
+    copying what is kept.
+    """
+
+    memory: Bytes = np.empty(0, dtype=np.uint8)
+
+    def of(self, nbytes: int) -> Bytes:
+        """So many bytes of it, which hold anything."""
+        if len(self.memory) < nbytes:
+            self.memory = np.empty(nbytes, dtype=np.uint8)
+        return self.memory[:nbytes]
+
+
+SCRATCH = Scratch()
 
 
 @dataclass(frozen=True)
@@ -51,18 +71,17 @@ class Block:
         Raises:
             CheckpointError: The file cannot be read, or has become shorter.
         """
+        kept = np.empty(self.nbytes, dtype=np.uint8) if into is None else into
         if self.nbytes == self.nbytes_read:
-            kept = np.empty(self.nbytes, dtype=np.uint8) if into is None else into
             self.fill(kept)
             return kept
-        rows = np.empty((self.rows, self.row_bytes), dtype=np.uint8)
+        rows = SCRATCH.of(self.nbytes_read).reshape(self.rows, self.row_bytes)
         self.fill(rows.reshape(-1))
         first, *more = self.kept_rows
         if more:
             rows = rows[np.concatenate([np.arange(some.start, some.stop) for some in self.kept_rows])]
         else:
             rows = rows[first.start : first.stop]
-        kept = np.empty(self.nbytes, dtype=np.uint8) if into is None else into
         columns, at = kept.reshape(len(rows), -1), 0
         for some in self.kept_bytes:
             columns[:, at : at + len(some)] = rows[:, some.start : some.stop]

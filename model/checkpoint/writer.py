@@ -17,7 +17,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from model.checkpoint.blocks import Bytes
+import numpy as np
+
+from model.checkpoint.blocks import BLOCK_BYTES, Block, Bytes
 from model.checkpoint.directory import whole_directory
 from model.checkpoint.format import header
 from model.checkpoint.reader import INDEX_FILE, WEIGHTS_FILE
@@ -27,7 +29,9 @@ from model.errors import CheckpointError
 SHARD_BYTES = 5_000_000_000  # what the hub and its tools are used to
 GENERATION_FILE = "generation_config.json"  # where transformers' generate looks for the ids to stop at
 READERS = 2  # threads
-BLOCKS_AHEAD = 4  # read but not written yet
+BLOCKS_AHEAD = 12  # read but not written yet: writing waits for the disk now and then, reading goes on
+BLOCKS_BEHIND = 2  # written but not hashed yet
+FLUSHED_BYTES = 64 << 20  # handed to the disk together
 Progress = Callable[[int, int], None]  # told how many bytes are written, of how many
 
 
@@ -183,29 +187,61 @@ def write_file(path: Path, parts: Sequence[Part], told: Callable[[int], None] | 
     beginning = header((part.name, part.dtype, part.shape) for part in parts)
     digest.update(beginning)
     pieces = (piece for part in parts for piece in part.blocks())
+    memory = Memory()
+    hashing: deque[tuple[Future[None], Bytes]] = deque()
     with (
         path.open("wb", buffering=0) as file,
         ThreadPoolExecutor(READERS) as readers,
         ThreadPoolExecutor(1) as hasher,
     ):
-        file.write(beginning)
-        hashed: Future[None] | None = None
-        for block in read_ahead(pieces, readers):
-            if hashed is not None:
-                hashed.result()  # at most one block waits to be hashed
-            hashed = hasher.submit(digest.update, block.data)
+        written, flushed = file.write(beginning), 0
+        for block in read_ahead(pieces, readers, memory):
+            hashing.append((hasher.submit(digest.update, block.data), block))
             write_all(file.fileno(), block)
+            written += block.nbytes
+            if written - flushed >= FLUSHED_BYTES:
+                begin_flush(file.fileno(), flushed, written)
+                flushed = written
+            while len(hashing) > BLOCKS_BEHIND:
+                done, hashed = hashing.popleft()
+                done.result()
+                memory.take_back(hashed)
             if told is not None:
                 told(block.nbytes)
     return digest.hexdigest()
 
 
-def read_ahead(pieces: Iterable[Piece], readers: ThreadPoolExecutor) -> Iterator[Bytes]:
+class Memory:
+    """Arrays that blocks are read into, and once they are written the next ones; see ``blocks.Scratch`` for why."""
+
+    def __init__(self) -> None:
+        self.free: deque[Bytes] = deque()
+        self.lent: dict[int, Bytes] = {}  # by the identity of the block that lies in it
+
+    def read(self, piece: Piece) -> Bytes:
+        """A piece's bytes; called by several threads."""
+        if not isinstance(piece, Block) or piece.nbytes > BLOCK_BYTES:
+            return piece.read()
+        try:
+            memory = self.free.pop()
+        except IndexError:
+            memory = np.empty(BLOCK_BYTES, dtype=np.uint8)
+        block = memory[: piece.nbytes]
+        self.lent[id(block)] = memory
+        return piece.read(into=block)
+
+    def take_back(self, block: Bytes) -> None:
+        """Use the memory of a block again, if it was lent here; nobody may look at the block any more."""
+        if (memory := self.lent.pop(id(block), None)) is not None:
+            self.free.append(memory)
+
+
+def read_ahead(pieces: Iterable[Piece], readers: ThreadPoolExecutor, memory: Memory) -> Iterator[Bytes]:
     """The pieces' bytes in order, the next few already on their way."""
     waiting: deque[Future[Bytes]] = deque()
     try:
         for piece in pieces:
-            waiting.append(readers.submit(piece.read))
+            waiting.append(readers.submit(memory.read, piece))
             if len(waiting) > BLOCKS_AHEAD:
                 yield waiting.popleft().result()
         while waiting:
@@ -220,3 +256,12 @@ def write_all(descriptor: int, block: Bytes) -> None:
     rest = block.data
     while rest:
         rest = rest[os.write(descriptor, rest) :]
+
+
+def begin_flush(descriptor: int, start: int, stop: int) -> None:
+    """Have the disk begin with what was written, so that there is little left to wait for at the end.
+
+    Linux does so when told that the bytes are not needed any more; those that are not on disk yet stay in memory.
+    """
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, start, stop - start, os.POSIX_FADV_DONTNEED)
