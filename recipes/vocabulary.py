@@ -55,7 +55,7 @@ def chosen_vocabulary(
 ) -> Vocabulary | None:
     """The vocabulary that a recipe asks for, said on the console with what it covers; None if it is the whole one.
 
-    Some 2 MB of corpus a second; a bar shows how far it is.
+    Some 1 MB of corpus a second; a bar shows how far it is.
 
     Args:
         config: The recipe's part.
