@@ -11,7 +11,7 @@ from pathlib import Path
 from model.adapter.lora import check_adapter, load_adapter, merge
 from model.checkpoint.blocks import StoredPart
 from model.checkpoint.load import load
-from model.checkpoint.names import TOKEN_TABLE
+from model.checkpoint.names import TOKEN_TABLE, in_file
 from model.checkpoint.reader import Checkpoint, sha256
 from model.checkpoint.saving import LivePart
 from model.checkpoint.tensors import dtype_of
@@ -68,8 +68,9 @@ def with_updates(source: Checkpoint, merged: Gemma3n) -> Iterator[Part]:
     updated = dict(merged.named_parameters())
     for name in source.names():
         # A stored copy of the head stays one: no adapter that merges changes the token table.
-        updated_part = LivePart(name, updated[name].detach()) if name in updated else None
-        yield updated_part or StoredPart(source.stored(name), Placement(name))
+        written = in_file(name, source.config)
+        updated_part = LivePart(written, updated[name].detach()) if name in updated else None
+        yield updated_part or StoredPart(source.stored(name), Placement(written))
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ saved by transformers may lack ``language_model.``.
 
 from __future__ import annotations
 
-from model.config import TextConfig
+from model.config import ModelConfig, TextConfig
 from model.slicing.cuts import TEXT, WHOLE_PREFIXES
 from model.tower_config import Modality
 
@@ -37,6 +37,11 @@ def like(file_name: str, name: str) -> str:
 def text_only(name: str) -> str:
     """Our ``name`` as transformers' text-only model calls it."""
     return f"model.{name.removeprefix(f'{TEXT}.')}" if name.startswith(f"{TEXT}.") else name
+
+
+def in_file(name: str, config: ModelConfig) -> str:
+    """Our ``name``, as a checkpoint of this config spells it: transformers' text-only model has names of its own."""
+    return name if config.is_multimodal else text_only(name)
 
 
 def is_tower(name: str) -> bool:

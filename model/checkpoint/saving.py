@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from model.checkpoint.blocks import BLOCK_BYTES, Bytes
+from model.checkpoint.names import in_file
 from model.checkpoint.shapes import model_shapes
 from model.checkpoint.tensors import SPELLED
 from model.checkpoint.writer import SHARD_BYTES, write_checkpoint
@@ -109,7 +110,7 @@ def save_tensors(
         CheckpointError: ``target`` is in use, or a name comes twice.
     """
     write_checkpoint(
-        [LivePart(name, tensor) for name, tensor in tensors],
+        [LivePart(in_file(name, config), tensor) for name, tensor in tensors],
         config,
         target,
         max_shard_bytes=max_shard_bytes,

@@ -7,14 +7,15 @@ other loaders may ask for, and towers unless they are to be left out.
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from model.checkpoint.blocks import StoredPart
 from model.checkpoint.checking import check_tensors
 from model.checkpoint.directory import check_target
-from model.checkpoint.names import TOKEN_TABLE, modality_of, unused
+from model.checkpoint.names import TOKEN_TABLE, in_file, modality_of, unused
 from model.checkpoint.reader import Checkpoint
 from model.checkpoint.writer import SHARD_BYTES, Part, Progress, write_checkpoint
 from model.config import CONFIG_FILE, ModelConfig
@@ -26,6 +27,7 @@ from model.slicing.cuts import place
 from model.slicing.dead_kv import DeadKV, fillers
 from model.slicing.lineage import lineage_of, write_card, write_lineage
 from model.slicing.submodel import SubModel
+from model.slicing.vocabulary import Vocabulary
 
 CARRIED_FILES = (TOKENIZER_FILE, *TEXT_FILES, "generation_config.json")  # the same for every size of a model
 
@@ -70,16 +72,10 @@ def slice_checkpoint(
     wanted = check_tensors(parent, sub.modalities)
     small = slice_config(parent.config, sub)
     lineage = lineage_of(parent, wanted, sub, dead_kv)
-    media = wanted.is_multimodal
-    trimmed = None
-    if sub.vocabulary is not None:  # made before anything is written: it may be refused
-        trimmed = trimmed_files(parent.path, sub.vocabulary, media=media)
+    carry = carrier_of_files(parent.path, sub.vocabulary, media=wanted.is_multimodal)
 
     def add_files(directory: Path, hashes: Mapping[str, str]) -> None:
-        if trimmed is None:
-            carry_files(parent.path, directory, media=media)
-        else:
-            write_files(trimmed, directory)
+        carry(directory)
         write_card(lineage, parent, small, directory)
         write_lineage(lineage, hashes, directory)
 
@@ -104,9 +100,10 @@ def parts(
     for tensor in stored:
         name = names[tensor.path, tensor.name]
         if modality_of(name) in wanted.modalities and name not in dead and (found := place(name, sub, wanted.text)):
-            yield StoredPart(tensor, found)
+            yield StoredPart(tensor, dataclasses.replace(found, name=in_file(found.name, small)))
     if dead_kv is DeadKV.zeros:
-        yield from fillers(small.text, source.dtype(TOKEN_TABLE))
+        for part in fillers(small.text, source.dtype(TOKEN_TABLE)):
+            yield dataclasses.replace(part, name=in_file(part.name, small))
 
 
 def refuse_within(source: Path, target: Path) -> None:
@@ -122,6 +119,18 @@ def write_files(files: Mapping[str, bytes], directory: Path) -> None:
     """Write files of these names into a directory."""
     for name, content in files.items():
         (directory / name).write_bytes(content)
+
+
+def carrier_of_files(source: Path, vocabulary: Vocabulary | None, *, media: bool) -> Callable[[Path], None]:
+    """What puts the parent's tokenizer and processor files into a directory, with the ids of the vocabulary.
+
+    Raises:
+        CheckpointError: The tokenizer cannot be trimmed, which is found out before anything is written.
+    """
+    if vocabulary is None:
+        return lambda directory: carry_files(source, directory, media=media)
+    trimmed = trimmed_files(source, vocabulary, media=media)
+    return lambda directory: write_files(trimmed, directory)
 
 
 def carry_files(source: Path, directory: Path, *, media: bool = True) -> None:

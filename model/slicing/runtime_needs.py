@@ -174,13 +174,6 @@ def text_only(shipped: Shipped) -> str | None:
     return "is a text-only model, of which only the multimodal kind is known; keep a tower"
 
 
-def text_only_names(shipped: Shipped) -> str | None:
-    """A text-only model whose tensors have the multimodal one's names."""
-    if shipped.config.is_multimodal:
-        return None
-    return "is a text-only model, its tensors named as in a multimodal one; keep both towers"
-
-
 def no_old_rope(shipped: Shipped) -> str | None:
     """Rotary bases only in the form of transformers 5, where the older one is read."""
     published = shipped.config.publish()

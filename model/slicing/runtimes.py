@@ -86,7 +86,6 @@ NO_SINGLE_TOWER = Need("both towers or none", needs.one_tower)
 BOTH_TOWERS = Need("both towers", needs.missing_tower)
 VISION_TOWER = Need("the vision tower", needs.missing_vision)
 MULTIMODAL = Need("a multimodal config", needs.text_only)
-TEXT_NAMES = Need("no text-only model under a multimodal one's names", needs.text_only_names)
 OLD_ROPE = Need("rope_theta and rope_local_base_freq in the config", needs.no_old_rope)
 ALL_TOKENS = Need("the published tokenizer", needs.trimmed_vocabulary)
 FIXED_IDS = Need("the published ids of images and sound", needs.moved_placeholders)
@@ -108,7 +107,7 @@ RULES = (
     ),
     Rule(
         Runtime.vllm,
-        (LAST_TWO, NO_SINGLE_TOWER, TEXT_NAMES),
+        (LAST_TWO, NO_SINGLE_TOWER),
         "vllm-project/vllm 7bbfbc7f: vllm/model_executor/models/gemma3n.py; pull request 54917",
         (SINCE,),
     ),

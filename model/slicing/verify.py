@@ -10,6 +10,7 @@ from pathlib import Path
 
 from model.checkpoint.blocks import StoredPart
 from model.checkpoint.checking import check_head, check_tensors
+from model.checkpoint.names import ours
 from model.checkpoint.reader import INDEX_FILE, Checkpoint, first_few, sha256
 from model.checkpoint.writer import Part
 from model.errors import CheckpointError
@@ -111,10 +112,11 @@ def faults_against(checkpoint: Checkpoint, parent: Checkpoint, lineage: dict[str
     differing: list[str] = []
     count = 0
     for part in parts(parent, wanted, sub, dead_kv, slice_config(parent.config, sub)):
-        if part.name not in checkpoint.tensors:
+        name = ours(part.name)
+        if name not in checkpoint.tensors:
             yield f"'{part.name}' is missing"
             continue
-        mine = StoredPart(checkpoint.stored(part.name), Placement(part.name))
+        mine = StoredPart(checkpoint.stored(name), Placement(part.name))
         if mine.shape != part.shape or digest(mine) != digest(part):
             differing.append(part.name)
         count += 1

@@ -18,7 +18,8 @@ from model.adapter.targets import DECODER
 from model.checkpoint.load import load
 from model.checkpoint.names import TIED_HEAD, TOKEN_TABLE
 from model.checkpoint.reader import Checkpoint
-from model.checkpoint.writer import save, write_checkpoint
+from model.checkpoint.saving import save, save_tensors
+from model.checkpoint.tensors import read_tensor
 from model.inputs import Inputs
 from model.tower_config import Modality
 from recipes.cli import main
@@ -113,7 +114,7 @@ def test_a_bfloat16_slice_with_its_adapter_merged_passes_its_check(adapter: Path
 def test_a_slice_that_fails_its_check_is_not_kept(
     merge: str, weights: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recipes.slice.TOLERANCE", -1.0)
+    monkeypatch.setattr("recipes.slice_check.TOLERANCE", -1.0)
     words = ["slice", f"checkpoint={weights}", f"adapter_path={adapter}", f"merge={merge}", "check=true"]
     assert main([*words, *SHORT, f"output={tmp_path / 'small'}"]) == 2
     assert list(tmp_path.iterdir()) == []
@@ -143,14 +144,14 @@ def test_merging_and_slicing_carry_towers_and_a_stored_head_along(adapter: Path,
     tensors = {name: parameter.detach() for name, parameter in gemma.named_parameters()}
     carried = {name: tensor for name, tensor in tensors.items() if not name.startswith(DECODER)}
     carried[TIED_HEAD] = tensors[TOKEN_TABLE].clone()
-    write_checkpoint((tensors | carried).items(), gemma.config, tmp_path / "whole")
+    save_tensors((tensors | carried).items(), gemma.config, tmp_path / "whole")
     words = ["slice", f"checkpoint={tmp_path / 'whole'}", f"adapter_path={adapter}", "merge=true", "check=true"]
     assert main([*words, *SHORT, f"output={tmp_path / 'small'}"]) == 0
     merged = Checkpoint.open(tmp_path / "small")
     assert merged.config.modalities == tuple(Modality)
     assert (tmp_path / "small" / "slice.json").is_file()
     for name, tensor in carried.items():
-        assert torch.equal(merged.tensor(name), tensor)
+        assert torch.equal(read_tensor(merged, name), tensor)
 
 
 def test_generate_prints_the_answer_and_nothing_else(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,14 +100,15 @@ def test_verdicts_are_those_of_the_loaders_in_small(spec: SliceSpec, parent: Mod
 @settings(max_examples=30)
 def test_a_config_of_one_tower_or_none_is_refused_by_who_builds_both(spec: SliceSpec) -> None:
     for modalities in ([TEXT], [TEXT, VISION], [TEXT, AUDIO]):
-        assert not {"mlx-vlm", "mistral.rs", "LiteRT", "vLLM"} & running(spec, modalities=modalities)
+        assert not {"mlx-vlm", "mistral.rs", "LiteRT"} & running(spec, modalities=modalities)
+        assert "vLLM" not in running(spec, modalities=modalities) or modalities == [TEXT]
         assert ("transformers" in running(spec, modalities=modalities)) == (modalities == [TEXT])
 
 
 @pytest.mark.parametrize(
     ("modalities", "runtimes"),
     [
-        ([TEXT], {"transformers", "llama.cpp"}),
+        ([TEXT], {"transformers", "vLLM", "llama.cpp"}),
         ([TEXT, VISION], {"mlx-lm", "Ollama"}),
         ([TEXT, AUDIO], {"mlx-lm"}),
     ],
