@@ -206,6 +206,23 @@ def test_files_that_cannot_be_read_are_named(name: str, content: bytes, message:
         trimmed_files(tmp_path, chosen(), media=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": ["a"], "merges": []}}),
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": [{"id": 1}]}),
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [], "unk_token": "u"}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"one": {}}}),
+        ("added_tokens.json", {"<new>": None}),
+    ],
+)
+def test_files_of_another_shape_are_refused(name: str, content: dict[str, Any], tmp_path: Path) -> None:
+    write_files(tmp_path)
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: it, or .* take the files that came with the weights"):
+        trimmed_files(tmp_path, chosen(), media=True)
+
+
 def changed(change: Callable[[dict[str, Any]], None]) -> bytes:
     content = json.loads(trained_vocabulary())
     change(content)
