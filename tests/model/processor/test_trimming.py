@@ -136,6 +136,15 @@ def test_all_tokens_kept_is_the_same_tokenizer() -> None:
     assert json.loads(trimming.trimmed(Vocabulary.full(CONFIG))) == json.loads(trained_vocabulary())
 
 
+def test_trimming_twice_is_trimming_once_by_both_choices() -> None:
+    trimming, first = Trimming(trained_vocabulary(), {}), chosen()
+    middle = Trimming(trimming.trimmed(first), {})
+    wanted = middle.closed(range(0, len(first), 2)) | middle.required()
+    second = Vocabulary(tuple(sorted(number for number in wanted if number < len(first))), len(first))
+    assert len(second) < len(first)
+    assert middle.trimmed(second) == trimming.trimmed(first.then(second))
+
+
 def test_a_vocabulary_of_byte_symbols_keeps_all_of_them() -> None:
     trimming = Trimming(vocabulary(), {})
     whole = Tokenizer(vocabulary(), {})
