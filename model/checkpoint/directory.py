@@ -1,16 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Directories that are either whole or not there: written aside, flushed to disk, renamed at the end."""
+"""Directories that are either whole or not there: written aside, flushed to disk, renamed at the end.
+
+A process that is killed leaves what it had written beside the target, under a name that begins with a dot and ends
+with ``.partial``. It is locked for as long as its process lives; the next one that writes the same target removes
+those that nobody holds.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
+import glob
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from model.errors import CheckpointError
+
+UNFINISHED = ".partial"
+IN_WORKING_DIRECTORY, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
 @contextmanager
@@ -27,24 +38,22 @@ def whole_directory(target: Path, *, overwrite: bool = False, marker: str) -> It
     """
     target = Path(os.path.realpath(target))  # what a link points to is replaced, not the link
     check_target(target, overwrite=overwrite, marker=marker)
+    made = [place for place in target.parents if not place.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
-    aside.mkdir()
-    replaced = aside.with_suffix(".replaced")
+    remove_unfinished(target, marker=marker)
+    aside, lock = begin(target)
     try:
         yield aside
         flush(aside)
-        if target.exists() and any(target.iterdir()):
-            target.rename(replaced)
-        aside.rename(target)
-    except BaseException:
-        if replaced.exists() and not target.exists():
-            replaced.rename(target)
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    flush_entry(target.parent)
-    if replaced.exists():
-        shutil.rmtree(replaced)
+        check_target(target, overwrite=overwrite, marker=marker)  # another process may have been faster
+        put_in_place(aside, target)
+        flush_entry(target.parent)
+    finally:
+        remove(aside, marker=marker)  # what failed, or what was replaced; nothing is there otherwise
+        os.close(lock)
+        with suppress(OSError):
+            for place in made:  # those that hold something stay
+                place.rmdir()
 
 
 def check_target(target: Path, *, overwrite: bool, marker: str) -> None:
@@ -60,6 +69,88 @@ def check_target(target: Path, *, overwrite: bool, marker: str) -> None:
             f"{target}: holds other things than what would be written (no {marker}), so it is not overwritten;"
             " choose another directory"
         )
+
+
+def check_room(target: Path, needed_bytes: int, *, marker: str) -> None:
+    """Raise CheckpointError if the disk that ``target`` is to be on has less room; to be asked before it is begun.
+
+    Room that killed processes took for the same target is made free first, if it is needed.
+    """
+    place = next(place for place in target.absolute().parents if place.is_dir())
+    if needed_bytes > shutil.disk_usage(place).free:
+        remove_unfinished(target, marker=marker)
+    free_bytes = shutil.disk_usage(place).free
+    if needed_bytes > free_bytes:
+        raise CheckpointError(
+            f"{place}: {needed_bytes / 1e9:.2f} GB are to be written, but the disk has"
+            f" {free_bytes / 1e9:.2f} GB left; make room, or choose another place"
+        )
+
+
+def begin(target: Path) -> tuple[Path, int]:
+    """A new directory beside ``target``, and the descriptor that keeps it locked."""
+    while True:
+        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{UNFINISHED}")
+        aside.mkdir()
+        # Until it is locked, another process may take it for one that was left behind, and remove it.
+        with suppress(FileNotFoundError):
+            lock = os.open(aside, os.O_RDONLY)
+            if try_lock(lock) is not False and aside.is_dir():
+                return aside, lock
+            os.close(lock)
+
+
+def remove_unfinished(target: Path, *, marker: str) -> None:
+    """Remove what processes that are gone had written of ``target``; where there are no locks, it is left."""
+    target = Path(os.path.realpath(target))
+    for left in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}{UNFINISHED}"):
+        with suppress(OSError):
+            lock = os.open(left, os.O_RDONLY)
+            if try_lock(lock):
+                remove(left, marker=marker)
+            os.close(lock)
+
+
+def try_lock(descriptor: int) -> bool | None:
+    """Lock a directory; False if another process holds it, None if the file system has no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def remove(directory: Path, *, marker: str) -> None:
+    """Remove a directory, at first what makes it look whole."""
+    with suppress(OSError):
+        (directory / marker).unlink()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def put_in_place(aside: Path, target: Path) -> None:
+    """Rename ``aside`` to ``target``; what was at ``target`` is at ``aside`` then."""
+    if not target.exists() or not any(target.iterdir()):
+        aside.rename(target)
+    elif not exchange(aside, target):
+        # For a moment there is nothing at the target: a process killed just then leaves the old one beside it.
+        replaced = aside.with_suffix(".replaced")
+        target.rename(replaced)
+        try:
+            aside.rename(target)
+        except BaseException:
+            replaced.rename(target)
+            raise
+        replaced.rename(aside)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two directories change places at one stroke; False where system or file system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return rename is not None and not rename(
+        IN_WORKING_DIRECTORY, os.fsencode(one), IN_WORKING_DIRECTORY, os.fsencode(other), EXCHANGE
+    )
 
 
 def flush(directory: Path) -> None:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from model.checkpoint.blocks import BLOCK_BYTES, Block, Bytes
-from model.checkpoint.directory import whole_directory
+from model.checkpoint.directory import check_room, whole_directory
 from model.checkpoint.format import header
 from model.checkpoint.reader import INDEX_FILE, WEIGHTS_FILE
 from model.config import CONFIG_FILE, ModelConfig, TextConfig
@@ -98,12 +97,38 @@ def write_checkpoint(
         CheckpointError: ``target`` is in use, the disk has no room, a name comes twice, or a source cannot be read.
     """
     listed = list(parts)
+    check_shards(listed, target, max_shard_bytes)
     with whole_directory(target, overwrite=overwrite, marker=CONFIG_FILE) as directory:
-        hashes = write_weights(listed, directory, max_shard_bytes, progress)
-        config.write(directory)
-        write_generation_config(config.text, directory)  # unless extras bring a fuller one
-        if extras is not None:
-            extras(directory, hashes)
+        fill(directory, listed, config, max_shard_bytes=max_shard_bytes, extras=extras, progress=progress)
+
+
+def fill(
+    directory: Path,
+    parts: Sequence[Part],
+    config: ModelConfig,
+    *,
+    max_shard_bytes: int = SHARD_BYTES,
+    extras: Callable[[Path, Mapping[str, str]], None] | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write a checkpoint into a directory that is empty and will get its name later; see ``write_checkpoint``.
+
+    What makes it look whole comes last: until then nobody can read it as a checkpoint.
+    """
+    hashes = write_weights(parts, directory, max_shard_bytes, progress)
+    config.write(directory)
+    write_generation_config(config.text, directory)  # unless extras bring a fuller one
+    if extras is not None:
+        extras(directory, hashes)
+
+
+def check_shards(parts: Sequence[Part], target: Path, max_shard_bytes: int = SHARD_BYTES) -> None:
+    """Raise CheckpointError for what writing would fail of: too little room, a name that comes twice, no shard size."""
+    shards(parts, max_shard_bytes)
+    names = Counter(part.name for part in parts)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise CheckpointError(f"{target}: tensor '{twice[0]}' comes twice; every name may be written once")
+    check_room(target, sum(part.nbytes for part in parts), marker=CONFIG_FILE)
 
 
 def write_generation_config(config: TextConfig, directory: Path) -> None:
@@ -119,16 +144,11 @@ def write_generation_config(config: TextConfig, directory: Path) -> None:
 def write_weights(
     parts: Sequence[Part], directory: Path, max_shard_bytes: int, progress: Progress | None = None
 ) -> dict[str, str]:
-    """Write the weight files, and their index if there are several; give each file's SHA-256.
-
-    Raises:
-        CheckpointError: A name comes twice, or the disk has no room.
-    """
+    """Write the weight files, and their index if there are several; give each file's SHA-256."""
     homes: dict[str, str] = {}
     hashes: dict[str, str] = {}
     groups = shards(parts, max_shard_bytes)
     total_bytes, written_bytes = sum(part.nbytes for part in parts), 0
-    check_room(directory, total_bytes)
 
     def told(more_bytes: int) -> None:
         nonlocal written_bytes
@@ -139,8 +159,6 @@ def write_weights(
     for number, group in enumerate(groups, start=1):
         name = WEIGHTS_FILE if len(groups) == 1 else f"model-{number:05}-of-{len(groups):05}.safetensors"
         for part in group:
-            if part.name in homes:
-                raise CheckpointError(f"{directory}: tensor '{part.name}' comes twice; every name may be written once")
             homes[part.name] = name
         hashes[name] = write_file(directory / name, group, told)
     if len(groups) > 1:
@@ -169,16 +187,6 @@ def shards(parts: Iterable[Part], max_shard_bytes: int) -> list[list[Part]]:
         groups[-1].append(part)
         used_bytes += part.nbytes
     return groups
-
-
-def check_room(directory: Path, needed_bytes: int) -> None:
-    """Raise CheckpointError if the disk has less room than is needed, before anything is written to it."""
-    free_bytes = shutil.disk_usage(directory).free
-    if needed_bytes > free_bytes:
-        raise CheckpointError(
-            f"{directory.parent}: {needed_bytes / 1e9:.2f} GB are to be written, but the disk has"
-            f" {free_bytes / 1e9:.2f} GB left; make room, or choose another place"
-        )
 
 
 def write_file(path: Path, parts: Sequence[Part], told: Callable[[int], None] | None = None) -> str:
