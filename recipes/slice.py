@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cut a smaller model out of a checkpoint; its adapter is cut alongside, or folded in. Towers are kept or left out.
 
-Needs no torch, unless an adapter is merged or the result is to be checked.
+Needs no torch, unless a run is cut with its optimizer, an adapter is merged, or the result is to be checked.
 """
 
 from __future__ import annotations
 
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -49,11 +50,12 @@ class SliceRecipe:
     """
 
     checkpoint: str  # directory or hub name of published weights
-    output: Path  # new directory; a sliced adapter is put in its folder 'adapter'
+    output: Path  # new directory; a sliced adapter is put in its folder 'adapter', the base of a sliced run in 'base'
     slice: SliceConfig
     modalities: list[Modality] | None = None  # towers to keep, beside text; null = all there are
     skip_audio_layers: list[int] = field(default_factory=list)  # layers of the audio tower to leave out
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
+    run: Path | None = None  # directory of a stopped run that began from checkpoint, to go on with in the smaller size
     adapter_path: Path | None = None  # directory of a trained adapter
     merge: bool = False  # fold the adapter into the weights instead of cutting it too
     dead_kv: DeadKV = DeadKV.keep  # keys and values nothing computes with: keep the parent's, drop, or write zeros
@@ -67,10 +69,16 @@ def run(recipe: SliceRecipe) -> None:
     check_new_directory(recipe.output, overwrite=recipe.overwrite)
     if recipe.merge and recipe.adapter_path is None:
         raise ConfigError("slice: merge=true needs an adapter to merge; give adapter_path=DIRECTORY")
+    if recipe.run is not None:
+        refuse_beside_run(recipe)
     find_slice(recipe.slice)  # what is not said, or has no row, is told before a checkpoint is looked for
     source = Checkpoint.open(find_checkpoint(recipe.checkpoint))
     sub = resolve(recipe, source)
-    tell(sub, source, recipe.dead_kv)
+    if recipe.run is not None:
+        go_on = slice_and_go_on(recipe.run, source, sub, recipe)
+        print(f"{sub.name}: {describe(source.config, sub)}: {recipe.output}")
+        print(f"it goes on by the command that began it, with {shlex.join(go_on)}")
+        return
     # With all that belongs to it, and checked, or not there.
     with whole_directory(recipe.output, overwrite=recipe.overwrite, marker=CONFIG_FILE) as directory:
         if recipe.adapter_path is None:
@@ -88,6 +96,18 @@ def run(recipe: SliceRecipe) -> None:
                 source, sub, directory, adapter=recipe.adapter_path, cut_adapter=cut_adapter, output=recipe.output
             )  # fmt: skip
     print(f"{sub.name}: {describe(source.config, sub)}: {recipe.output}")
+    tell(sub, source, recipe.dead_kv)
+
+
+def refuse_beside_run(recipe: SliceRecipe) -> None:
+    """Raise ConfigError for what a run cannot be sliced together with."""
+    if recipe.adapter_path is not None:
+        raise ConfigError("slice: both run and adapter_path are given; a run's own adapter is cut with it, so give one")
+    if not recipe.vocabulary.is_whole:
+        raise ConfigError(
+            "slice: both run and vocabulary are given, but the rows of a run are known by their tokens' numbers; leave"
+            " vocabulary out, and trim what is trained when the run is done"
+        )
 
 
 def resolve(recipe: SliceRecipe, source: Checkpoint) -> SubModel:
@@ -200,6 +220,21 @@ def slice_and_merge(source: Checkpoint, adapter: Path, output: Path, sub: SubMod
         slice_adapter(adapter, Path(aside, ADAPTER), sub, source.config)
         write(source, Path(aside, "model"), sub, recipe)
         merge_into(Path(aside, "model"), Path(aside, ADAPTER), output, max_shard_bytes=recipe.max_shard_bytes)
+
+
+def slice_and_go_on(stopped: Path, source: Checkpoint, sub: SubModel, recipe: SliceRecipe) -> list[str]:
+    """A stopped run, of which the smaller model is trained on; gives what is said to do so."""
+    from recipes.slice_run import slice_run  # late: an optimizer's state is read by torch
+
+    return slice_run(
+        stopped,
+        source,
+        sub,
+        recipe.output,
+        write=lambda parent, target, part: write(parent, target, part, recipe),
+        overwrite=recipe.overwrite,
+        check=recipe.check,
+    )
 
 
 def main(arguments: Sequence[str]) -> int:
