@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,29 @@ def slice_adapter(source: Path, target: Path, sub: SubModel, config: ModelConfig
         SliceError: The sub-model does not fit the parent, something in the adapter cannot be cut, or nothing
             of it is left.
     """
-    source, target = Path(source), Path(target)
+    cut = prepare_adapter(source, sub, config)
+    with whole_directory(Path(target), overwrite=overwrite, marker=ADAPTER_CONFIG_FILE) as directory:
+        cut.write(directory)
+
+
+@dataclass(frozen=True)
+class CutAdapter:
+    """A part of an adapter that nothing speaks against, of which no byte is written yet."""
+
+    parts: Sequence[StoredPart]
+    config: Mapping[str, Any]  # of PEFT
+    lineage: Mapping[str, Any]
+
+    def write(self, directory: Path) -> None:
+        """Write it into an empty directory."""
+        write_file(directory / ADAPTER_WEIGHTS_FILE, self.parts)
+        for name, content in ((ADAPTER_CONFIG_FILE, self.config), (LINEAGE_FILE, self.lineage)):
+            (directory / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def prepare_adapter(source: Path, sub: SubModel, config: ModelConfig) -> CutAdapter:
+    """Look at all that ``slice_adapter`` can be refused for, with its arguments and errors; nothing is written."""
+    source = Path(source)
     sub.check(config)
     written, tensors = read(source)
     refuse_uncuttable(source, written, tensors)
@@ -92,14 +114,8 @@ def slice_adapter(source: Path, target: Path, sub: SubModel, config: ModelConfig
         "spec": dataclasses.asdict(sub.spec),
         "parent": {"sha256": {ADAPTER_WEIGHTS_FILE: sha256(source / ADAPTER_WEIGHTS_FILE)}},
     }
-    with whole_directory(target, overwrite=overwrite, marker=ADAPTER_CONFIG_FILE) as directory:
-        parts = [StoredPart(tensors[name], placement) for name, placement in sliced.items()]
-        write_file(directory / ADAPTER_WEIGHTS_FILE, parts)
-        for name, content in (
-            (ADAPTER_CONFIG_FILE, slice_peft_config(written, tensors, sub)),
-            (LINEAGE_FILE, lineage),
-        ):
-            (directory / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    parts = [StoredPart(tensors[name], placement) for name, placement in sliced.items()]
+    return CutAdapter(parts, slice_peft_config(written, tensors, sub), lineage)
 
 
 def renamed(placement: Placement) -> Placement:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from model.checkpoint.blocks import StoredPart
 from model.checkpoint.checking import check_tensors
-from model.checkpoint.directory import check_target
+from model.checkpoint.directory import check_target, whole_directory
 from model.checkpoint.names import TOKEN_TABLE, in_file, modality_of, unused
 from model.checkpoint.reader import Checkpoint
-from model.checkpoint.writer import SHARD_BYTES, Part, Progress, write_checkpoint
+from model.checkpoint.writer import SHARD_BYTES, Part, Progress, check_shards, fill
 from model.config import CONFIG_FILE, ModelConfig
 from model.errors import CheckpointError
 from model.processor.tokenizer import MEDIA_FILES, TEXT_FILES, TOKENIZER_FILE
@@ -65,29 +67,69 @@ def slice_checkpoint(
         ConfigError: The parent has no tower for one of the modalities.
         SliceError: The sub-model does not fit the source.
     """
+    target = Path(target)
+    cut = prepare_slice(
+        source, target, sub, dead_kv=dead_kv, max_shard_bytes=max_shard_bytes, overwrite=overwrite
+    )  # fmt: skip
+    with whole_directory(target, overwrite=overwrite, marker=CONFIG_FILE) as directory:
+        cut.write(directory, progress)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A slice that nothing speaks against, of which no byte is written yet."""
+
+    parent: Checkpoint
+    small: ModelConfig  # the sub-model's
+    tensors: Sequence[Part]
+    lineage: Mapping[str, Any]
+    carry: Callable[[Path], None]  # puts what belongs beside the weights into a directory
+    max_shard_bytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the weights in bytes."""
+        return sum(part.nbytes for part in self.tensors)
+
+    def write(self, directory: Path, progress: Progress | None = None) -> None:
+        """Write it into an empty directory that gets its name when it is whole."""
+
+        def add_files(directory: Path, hashes: Mapping[str, str]) -> None:
+            self.carry(directory)
+            write_card(self.lineage, self.parent, self.small, directory)
+            write_lineage(self.lineage, hashes, directory)
+
+        fill(
+            directory,
+            self.tensors,
+            self.small,
+            max_shard_bytes=self.max_shard_bytes,
+            extras=add_files,
+            progress=progress,
+        )
+
+
+def prepare_slice(
+    source: Checkpoint | Path | str,
+    target: Path | str,
+    sub: SubModel,
+    *,
+    dead_kv: DeadKV = DeadKV.keep,
+    max_shard_bytes: int = SHARD_BYTES,
+    overwrite: bool = False,
+) -> Cut:
+    """Look at all that ``slice_checkpoint`` can be refused for, with its arguments and errors; nothing is written."""
     parent, target = source if isinstance(source, Checkpoint) else Checkpoint.open(source), Path(target)
     sub.check(parent.config)
     refuse_within(parent.path, target)
     check_target(target, overwrite=overwrite, marker=CONFIG_FILE)
     wanted = check_tensors(parent, sub.modalities)
     small = slice_config(parent.config, sub)
+    tensors = list(parts(parent, wanted, sub, dead_kv, small))
+    check_shards(tensors, target, max_shard_bytes)
     lineage = lineage_of(parent, wanted, sub, dead_kv)
     carry = carrier_of_files(parent.path, sub.vocabulary, media=wanted.is_multimodal)
-
-    def add_files(directory: Path, hashes: Mapping[str, str]) -> None:
-        carry(directory)
-        write_card(lineage, parent, small, directory)
-        write_lineage(lineage, hashes, directory)
-
-    write_checkpoint(
-        list(parts(parent, wanted, sub, dead_kv, small)),
-        small,
-        target,
-        max_shard_bytes=max_shard_bytes,
-        overwrite=overwrite,
-        extras=add_files,
-        progress=progress,
-    )
+    return Cut(parent, small, tensors, lineage, carry, max_shard_bytes)
 
 
 def parts(
