@@ -71,46 +71,48 @@ class Figures:
 PAGE = """\
 # Slicing: time and memory
 
-A checkpoint of random bfloat16 numbers with E4B's names ({parent:.1f} GB in four files, with the keys and values that \
-nothing
-reads and both towers) is cut to E2B's layers and widths ({slice:.1f} GB), beside a plain copy of the result and the
-algorithm of the public slicing notebook (`tests/parity/notebook.py`, its mistakes mended). Each runs in a process of
-its own, in turn, {rounds} times, with nothing of the checkpoints in the page cache; medians.
+A checkpoint of random bfloat16 numbers under E4B's names ({parent:.1f} GB in four files, with the keys and values that
+nothing reads and both towers) is cut to E2B's layers and widths ({slice:.1f} GB). Beside it: a plain copy of the \
+result, and
+the algorithm of the public slicing notebook (`tests/parity/notebook.py`, its mistakes mended). Each is a process of
+its own, in turn, {rounds} times, with nothing of the checkpoints in the page cache before: the median, and the lowest
+and the highest.
 
-| | seconds until it returns | until all is on disk | processor seconds | peak memory, MB |
+| | seconds until it returns | until all is on disk | processor seconds | most memory, MB |
 |---|---|---|---|---|
 {table}
 
-`matslice slice` hashes what it writes, and returns when all of it is on disk; the others return before that.
+`matslice slice` also hashes what it writes, and returns when all of it is on disk; the others return before that.
+Memory is what a process has resident at most, mapped files included.
 
-| `matslice slice` | measured | promised |
+| `matslice slice` | measured | wanted |
 |---|---|---|
-| peak memory | {peak:.0f} MB | at most {most_peak:.0f} MB |
+| memory | {peak:.0f} MB | at most {most_peak:.0f} MB |
 | time, of that of `cp` | {of_copy:.2f} | at most {most_of_copy} |
-| the same, all on disk | {of_copy_on_disk:.2f} | |
+| the same, until all is on disk | {of_copy_on_disk:.2f} | |
 | time, of that of the notebook's algorithm | {of_notebook:.2f} | at most {most_of_notebook} |
-| the same, all on disk | {of_notebook_on_disk:.2f} | |
+| the same, until all is on disk | {of_notebook_on_disk:.2f} | |
 
-| `load(DIRECTORY, spec=…)` from the parent's files | measured | promised |
+A sub-model need not be written to be used: `load` takes it out of the parent's files.
+
+| `load(PARENT, spec=…)` | measured | wanted |
 |---|---|---|
-| the sub-model | {model:.2f} GB | |
+| the sub-model in memory | {model:.2f} GB | |
 | bytes asked of the files, of the sub-model's | {asked:.3f} | at most {most_asked} |
-| peak memory of the process, of the sub-model's | {held:.3f} | at most {most_held} |
+| memory of the process, of the sub-model's | {held:.3f} | at most {most_held} |
 | the same, without the {before:.0f} MB it held before | {held_more:.3f} | |
 | seconds | {load_seconds:.1f} | |
 
-{date}, by `{command}`. {machine}
+Run on {date} by `{command}`; {machine}
 """
 
 
 def report(figures: Figures, command: str) -> str:
     """The page."""
     rows = [
-        f"| {name} | {figures.middle(name, lambda run: run.returned):.1f}"
-        f" | {figures.middle(name, lambda run: run.on_disk):.1f}"
-        f" | {figures.middle(name, lambda run: run.processors):.1f}"
-        f" | {figures.middle(name, lambda run: run.peak_bytes) / 1e6:,.0f} |"
-        for name in figures.runs
+        f"| {name} | {spread([run.returned for run in runs])} | {spread([run.on_disk for run in runs])}"
+        f" | {spread([run.processors for run in runs])} | {max(run.peak_bytes for run in runs) / 1e6:,.0f} |"
+        for name, runs in figures.runs.items()
     ]
 
     def ratio(other: str, figure: Callable[[Run], float]) -> float:
@@ -143,16 +145,21 @@ def report(figures: Figures, command: str) -> str:
     )
 
 
+def spread(seconds: Sequence[float]) -> str:
+    """The median, and between what it lies."""
+    return f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
+
+
 def machine(disk: Disk) -> str:
     """What it ran on, and with."""
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     dirty = Path("/proc/sys/vm/dirty_ratio").read_text(encoding="utf-8").strip()
     libraries = ", ".join(f"{name} {version(name)}" for name in ("numpy", "torch", "safetensors"))
     return (
+        f"Linux {platform.release().split('-')[0]}, Python {platform.python_version()}, {libraries}.\n"
         f"{os.cpu_count()} processor cores, {memory_bytes / 2**30:.0f} GiB of memory, of which {dirty} % may wait to be"
-        f" written;\none file is written at {disk.written_per_s / 1e9:.2f} GB/s and read at"
-        f" {disk.read_per_s / 1e9:.2f} GB/s, SHA-256 takes a core {hashing_speed() / 1e9:.2f} GB/s. Linux"
-        f" {platform.release().split('-')[0]}, Python {platform.python_version()},\n{libraries}."
+        f" written; one file is written at {disk.written_per_s / 1e9:.2f} GB/s and\nread at"
+        f" {disk.read_per_s / 1e9:.2f} GB/s, a core hashes {hashing_speed() / 1e9:.2f} GB/s (SHA-256)."
     )
 
 
