@@ -29,7 +29,8 @@ from model.slicing.submodel import SubModel
 from model.slicing.vocabulary import Vocabulary
 from recipes.build import base_of, build_processor, build_rows
 from recipes.cli import main
-from recipes.slice_run import slice_run, towers_of
+from recipes.run_identity import towers_of
+from recipes.slice_run import slice_run
 from tests.laws.drawn import assert_same_tensors
 from tests.laws.drawn import weights as weights_of
 from tests.recipes.conftest import SHORT
