@@ -4,7 +4,7 @@
     python -m tests.bench.slicing [--scale small] [--rounds 3] [--directory DIRECTORY]
 
 Writes a checkpoint of random numbers of full size (15.7 GB), slices it in processes of their own, with nothing of
-the checkpoints in the page cache, and removes all of it. Linux only; at full size it takes a quarter of an hour.
+the checkpoints in the page cache, and removes all of it. Linux only; at full size it takes ten minutes.
 """
 
 from __future__ import annotations
