@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,7 +26,9 @@ from recipes.schema import register_schema
 from recipes.wording import FROM_DISK, REFUSALS, check_keys, explain, explain_missing, explain_override
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
-REFUSED, INTERRUPTED, CLOSED = 2, 130, 141  # exit status; the last two are the shell's for Ctrl-C and a closed pipe
+REFUSED = 2  # exit status
+INTERRUPTED, CLOSED, TERMINATED = 130, 141, 143  # as of shells: Ctrl-C, a closed pipe, kill
+SEVERAL_PROCESSES = "LOCAL_RANK"  # what launchers of distributed runs set
 FREE_TEXT = ("prompt", "system")  # keys whose value is meant to the letter
 IN_A_SLICE = ("row", "csv")  # keys within a slice whose value is a name or a file
 FILES = ("image", "audio")  # keys whose value is a file name, or a list of them
@@ -61,7 +65,7 @@ def start(name: str, schema: type, run: Callable[[Any], None], arguments: Sequen
     wants_traceback = os.environ.get(FULL_ERROR) == "1"
     app = hydra.main(version_base="1.3", config_path="pkg://conf", config_name=name)(job)
     try:
-        with command_line(name, arguments):
+        with command_line(name, arguments), unwound_when_terminated():
             app()
     except REFUSALS as error:
         if wants_traceback:
@@ -86,6 +90,23 @@ def refuse(message: str) -> int:
     """Say what is wrong with what was asked for."""
     print(f"error: {message}", file=sys.stderr)
     return REFUSED
+
+
+@contextmanager
+def unwound_when_terminated() -> Iterator[None]:
+    """Let SIGTERM end the program as Ctrl-C does, so that nothing half-written is left; by default it ends at once.
+
+    Not in a distributed run: a process that waits for the others would never hear of it.
+    """
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    if not is_main_thread or SEVERAL_PROCESSES in os.environ or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager

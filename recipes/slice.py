@@ -7,8 +7,8 @@ Needs no torch, unless a run is cut with its optimizer, an adapter is merged, or
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,16 +17,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from model.checkpoint.directory import whole_directory
+from model.checkpoint.directory import check_room, check_target, whole_directory
 from model.checkpoint.names import unused
 from model.checkpoint.reader import Checkpoint
 from model.checkpoint.shapes import model_shapes
 from model.checkpoint.writer import SHARD_BYTES
 from model.config import CONFIG_FILE, ModelConfig
 from model.errors import ConfigError
-from model.slicing.adapter import slice_adapter
+from model.slicing.adapter import CutAdapter, prepare_adapter
 from model.slicing.advice import advice
-from model.slicing.checkpoint import slice_checkpoint
+from model.slicing.checkpoint import Cut, prepare_slice, refuse_within, slice_checkpoint
 from model.slicing.count import Layout, count_effective_parameters, count_parameters, text_shapes
 from model.slicing.dead_kv import DeadKV
 from model.slicing.runtimes import preflight
@@ -73,28 +73,32 @@ def run(recipe: SliceRecipe) -> None:
         refuse_beside_run(recipe)
     find_slice(recipe.slice)  # what is not said, or has no row, is told before a checkpoint is looked for
     source = Checkpoint.open(find_checkpoint(recipe.checkpoint))
+    # Told at once: counting the tokens of a corpus, and comparing bytes, may take minutes.
+    refuse_within(source.path, recipe.output)
+    if recipe.run is None:
+        check_target(recipe.output, overwrite=recipe.overwrite, marker=CONFIG_FILE)
     sub = resolve(recipe, source)
     if recipe.run is not None:
         go_on = slice_and_go_on(recipe.run, source, sub, recipe)
         print(f"{sub.name}: {describe(source.config, sub)}: {recipe.output}")
         print(f"it goes on by the command that began it, with {shlex.join(go_on)}")
         return
+    cut, cut_adapter = prepare(recipe, source, sub)
     # With all that belongs to it, and checked, or not there.
     with whole_directory(recipe.output, overwrite=recipe.overwrite, marker=CONFIG_FILE) as directory:
-        if recipe.adapter_path is None:
-            write(source, directory, sub, recipe)
-        elif recipe.merge:
-            slice_and_merge(source, recipe.adapter_path, directory, sub, recipe)
+        if cut_adapter is not None and recipe.merge:
+            write_merged(cut, cut_adapter, directory, recipe)
         else:
-            slice_both(source, recipe.adapter_path, directory, sub, recipe)
+            write(cut, directory, sub.name)
+            if cut_adapter is not None:
+                (directory / ADAPTER).mkdir()
+                cut_adapter.write(directory / ADAPTER)
         if recipe.check:
             # Imported late: without a check, slicing waits for no model to compute with.
             from recipes.slice_check import check
 
-            cut_adapter = None if recipe.merge else directory / ADAPTER
-            check(
-                source, sub, directory, adapter=recipe.adapter_path, cut_adapter=cut_adapter, output=recipe.output
-            )  # fmt: skip
+            beside = None if recipe.merge else directory / ADAPTER
+            check(source, sub, directory, adapter=recipe.adapter_path, cut_adapter=beside, output=recipe.output)
     print(f"{sub.name}: {describe(source.config, sub)}: {recipe.output}")
     tell(sub, source, recipe.dead_kv)
 
@@ -122,8 +126,9 @@ def resolve(recipe: SliceRecipe, source: Checkpoint) -> SubModel:
                 " among the modalities"
             )
         audio_layers = layers_without(recipe.skip_audio_layers, wanted.audio.conf_num_hidden_layers)
+    spec = resolve_slice(recipe.slice, config.text)
     vocabulary = chosen_vocabulary(recipe.vocabulary, source.path, wanted)
-    sub = SubModel(resolve_slice(recipe.slice, config.text), wanted.modalities, audio_layers, vocabulary)
+    sub = SubModel(spec, wanted.modalities, audio_layers, vocabulary)
     sub.check(config)
     return sub
 
@@ -165,17 +170,47 @@ def tell(sub: SubModel, source: Checkpoint, dead_kv: DeadKV) -> None:
         print(f"note: {note}", file=sys.stderr)
 
 
-def write(source: Checkpoint, output: Path, sub: SubModel, recipe: SliceRecipe) -> None:
+def prepare(recipe: SliceRecipe, source: Checkpoint, sub: SubModel) -> tuple[Cut, CutAdapter | None]:
+    """Look at all that is to be cut, before there is anything at the output; errors as of what writes it."""
+    cut = prepare_slice(
+        source,
+        recipe.output,
+        sub,
+        dead_kv=recipe.dead_kv,
+        max_shard_bytes=recipe.max_shard_bytes,
+        overwrite=recipe.overwrite,
+    )
+    if recipe.adapter_path is None:
+        return cut, None
+    cut_adapter = prepare_adapter(recipe.adapter_path, sub, source.config)
+    refuse_within(recipe.adapter_path, recipe.output, whose="the adapter's")
+    if recipe.merge:
+        from model.adapter.lora import check_adapter  # late: of all that slicing does, merging alone computes
+
+        check_adapter(source.config, recipe.adapter_path)
+        check_room(recipe.output, 2 * cut.nbytes, marker=CONFIG_FILE)  # before and after it is merged
+    return cut, cut_adapter
+
+
+def write(cut: Cut, directory: Path, name: str) -> None:
     """Write the sub-model's checkpoint under a progress bar."""
-    with progress_bar(f"slicing {sub.name}") as progress:
-        slice_checkpoint(
-            source,
-            output,
-            sub,
-            dead_kv=recipe.dead_kv,
-            max_shard_bytes=recipe.max_shard_bytes,
-            progress=progress,
-        )
+    with progress_bar(f"slicing {name}") as progress:
+        cut.write(directory, progress)
+
+
+def write_merged(cut: Cut, cut_adapter: CutAdapter, directory: Path, recipe: SliceRecipe) -> None:
+    """The sub-model of the merged model. Slicing first gives the same weights and needs the smaller memory."""
+    from recipes.merge import merge_into
+
+    aside = directory / "unmerged"
+    for part in ("model", ADAPTER):
+        (aside / part).mkdir(parents=True)
+    write(cut, aside / "model", str(cut.lineage["spec"]["name"]))
+    cut_adapter.write(aside / ADAPTER)
+    merge_into(aside / "model", aside / ADAPTER, aside / "merged", max_shard_bytes=recipe.max_shard_bytes)
+    for path in sorted((aside / "merged").iterdir()):
+        path.rename(directory / path.name)
+    shutil.rmtree(aside)
 
 
 @contextmanager
@@ -204,22 +239,17 @@ def describe(parent: ModelConfig, sub: SubModel) -> str:
     return told
 
 
-def slice_both(source: Checkpoint, adapter: Path, output: Path, sub: SubModel, recipe: SliceRecipe) -> None:
-    """The checkpoint into ``output``, the adapter into a folder in it: cut first, being what may be refused."""
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f"{output.name}.") as aside:
-        slice_adapter(adapter, Path(aside, ADAPTER), sub, source.config)
-        write(source, output, sub, recipe)
-        Path(aside, ADAPTER).rename(output / ADAPTER)
-
-
-def slice_and_merge(source: Checkpoint, adapter: Path, output: Path, sub: SubModel, recipe: SliceRecipe) -> None:
-    """The sub-model of the merged model. Slicing first gives the same weights and needs the smaller memory."""
-    from recipes.merge import merge_into  # late: of all that slicing does, this alone computes
-
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f"{output.name}.") as aside:
-        slice_adapter(adapter, Path(aside, ADAPTER), sub, source.config)
-        write(source, Path(aside, "model"), sub, recipe)
-        merge_into(Path(aside, "model"), Path(aside, ADAPTER), output, max_shard_bytes=recipe.max_shard_bytes)
+def slice_under_bar(source: Checkpoint, target: Path, sub: SubModel, recipe: SliceRecipe) -> None:
+    """Slice one of the checkpoints of a run under a progress bar."""
+    with progress_bar(f"slicing {sub.name}") as progress:
+        slice_checkpoint(
+            source,
+            target,
+            sub,
+            dead_kv=recipe.dead_kv,
+            max_shard_bytes=recipe.max_shard_bytes,
+            progress=progress,
+        )
 
 
 def slice_and_go_on(stopped: Path, source: Checkpoint, sub: SubModel, recipe: SliceRecipe) -> list[str]:
@@ -231,7 +261,7 @@ def slice_and_go_on(stopped: Path, source: Checkpoint, sub: SubModel, recipe: Sl
         source,
         sub,
         recipe.output,
-        write=lambda parent, target, part: write(parent, target, part, recipe),
+        write=lambda parent, target, part: slice_under_bar(parent, target, part, recipe),
         overwrite=recipe.overwrite,
         check=recipe.check,
     )

@@ -148,12 +148,12 @@ def parts(
             yield dataclasses.replace(part, name=in_file(part.name, small))
 
 
-def refuse_within(source: Path, target: Path) -> None:
-    """Raise CheckpointError if the target is the source, or a directory in it: it would be taken for part of it."""
+def refuse_within(source: Path, target: Path, *, whose: str = "the parent's") -> None:
+    """Raise CheckpointError if the target is the source, lies in it, or holds it, and so would replace it."""
     inside, outside = target.resolve(), source.resolve()
     if inside == outside or outside in inside.parents or inside in outside.parents:
         raise CheckpointError(
-            f"{target}: is the parent's own directory {source}, lies in it, or holds it; choose another place"
+            f"{target}: is {whose} own directory {source}, lies in it, or holds it; choose another place"
         )
 
 

@@ -157,7 +157,7 @@ OUTPUTS: dict[str, tuple[Words, str]] = {
     "rows into a directory": (lambda at: measured(f"output={at.empty('rows')}")(at), "is a directory; give a file"),
     "rows over others": (lambda at: measured(f"output={at.chat}")(at), "already there; choose another name"),
     "rows below a file": (lambda at: measured(f"output={at.chat}/a")(at), "being a file; choose another place"),
-    "where nobody can write": (sliced("output=/proc/nothing/here"), "'/proc/"),
+    "where nobody can write": (sliced("output=/proc/nothing/here"), "/proc: 0.00 GB are to be written, but"),
 }  # fmt: skip
 
 CHECKPOINTS: dict[str, tuple[Words, str]] = {
