@@ -179,7 +179,7 @@ def test_sizes_that_lie_in_the_slice_are_trained_on_and_others_give_way_to_it(
     assert all(spec["kept_layers"] == list(range(6)) for spec in identity["specs"])
     for directory in (run, tmp_path / "small"):
         shutil.rmtree(directory)
-    whole = [*SIZES, "elastic=sandwich"]
+    whole = [*SIZES, "sizes.narrow.skip_layers=[3,4,5]", "elastic=sandwich"]  # narrow lies in the slice, full does not
     assert sliced(stopped(*whole), weights) == 0
     go_on(*whole)
     identity = json.loads((tmp_path / "small" / "run.json").read_text())["run"]
