@@ -42,6 +42,7 @@ from recipes.build import (
 from recipes.locate import find_checkpoint
 from recipes.output import check_run_directory
 from recipes.program import start
+from recipes.run_identity import shape_of
 from recipes.shape import ShapeConfig
 from recipes.sizes import resolve_sizes
 from trainer.checkpoint import WEIGHTS, Run, write_whole
@@ -291,11 +292,7 @@ def identity(recipe: TrainRecipe, prepared: Prepared) -> dict[str, Any]:
     """What decides the numbers of a run: its configs, its data, the weights it starts from."""
     start_weights = None if prepared.checkpoint is None else Checkpoint.open(prepared.checkpoint).fingerprint()
     return {
-        "model": dataclasses.asdict(prepared.config.text),
-        "towers": {
-            "vision": prepared.config.vision and dataclasses.asdict(prepared.config.vision),
-            "audio": prepared.config.audio and dataclasses.asdict(prepared.config.audio),
-        },
+        **shape_of(prepared.config),
         "freeze": sorted(recipe.freeze),
         "base": start_weights,
         "adapter": None if recipe.adapter is None else dataclasses.asdict(recipe.adapter),
