@@ -31,7 +31,7 @@ help:
 	@echo 'make format         rewrite the sources as make check wants them'
 	@echo 'make bench-forward  the decoder against transformers, and what each sub-model costs'
 	@echo 'make bench-cache    what keeping soft tokens on disk saves in a second epoch'
-	@echo 'make bench-slice    slicing E4B to E2B: time and memory, beside a copy and the notebook (38 GB of disk, 10 minutes)'
+	@echo 'make bench-slice    slicing E4B to E2B: time and memory, beside a copy and the notebook (41 GB of disk, 10 minutes)'
 	@echo 'make clean          remove .venv and caches'
 
 setup: $(READY)
