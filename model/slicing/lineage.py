@@ -65,9 +65,7 @@ def lineage_of(source: Checkpoint, wanted: ModelConfig, sub: SubModel, dead_kv: 
         sub: The part of the parent.
         dead_kv: What becomes of keys and values that nothing computes with.
     """
-    config = wanted.text
-    used, published = (text_shapes(config, layout).items() for layout in (Layout.used, Layout.published))
-    parent: dict[str, Any] = {"fingerprint": source.fingerprint(), "layers": config.num_hidden_layers}
+    parent: dict[str, Any] = {"fingerprint": source.fingerprint(), "layers": wanted.text.num_hidden_layers}
     if (source.path / LINEAGE_FILE).is_file():
         parent["slice"] = read_lineage(source.path)
     vocabulary = sub.vocabulary and {
@@ -81,15 +79,24 @@ def lineage_of(source: Checkpoint, wanted: ModelConfig, sub: SubModel, dead_kv: 
         "vocabulary": vocabulary,
         "dead_kv": dead_kv.value,
         "parent": parent,
-        "parameters": count_parameters(model_shapes(wanted, Layout.used).items(), sub, config),
-        "text_parameters": count_parameters(used, sub, config),
-        "effective_parameters": count_effective_parameters(used, sub, config),
-        "effective_parameters_in_published_layout": count_effective_parameters(published, sub, config),
+        **counts_of(wanted, sub),
         "versions": {
             "matslice": version("matslice"),
             "numpy": np.__version__,
             "python": platform.python_version(),
         },
+    }
+
+
+def counts_of(config: ModelConfig, sub: SubModel) -> dict[str, int]:
+    """The sizes of the part ``sub`` of a model of this config, as ``slice.json`` says them."""
+    text = config.text
+    used, published = (text_shapes(text, layout).items() for layout in (Layout.used, Layout.published))
+    return {
+        "parameters": count_parameters(model_shapes(config, Layout.used).items(), sub, text),
+        "text_parameters": count_parameters(used, sub, text),
+        "effective_parameters": count_effective_parameters(used, sub, text),
+        "effective_parameters_in_published_layout": count_effective_parameters(published, sub, text),
     }
 
 

@@ -5,24 +5,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from model.checkpoint.blocks import StoredPart
 from model.checkpoint.checking import check_head, check_tensors
 from model.checkpoint.names import ours
 from model.checkpoint.reader import INDEX_FILE, Checkpoint, first_few, sha256
 from model.checkpoint.writer import Part
-from model.errors import CheckpointError
+from model.config import CONFIG_FILE, ModelConfig
+from model.errors import CheckpointError, ConfigError, SliceError, counted
 from model.slicing.checkpoint import parts
 from model.slicing.config import slice_config
 from model.slicing.cuts import Placement
 from model.slicing.dead_kv import DeadKV
-from model.slicing.lineage import LINEAGE_FILE, lineage_of, read_lineage, sub_model_of
+from model.slicing.lineage import LINEAGE_FILE, counts_of, read_lineage, sub_model_of
+from model.slicing.spec import SliceSpec
+from model.slicing.submodel import SubModel
 
-COUNTS = (
-    "parameters", "text_parameters", "effective_parameters", "effective_parameters_in_published_layout",
-)  # fmt: skip
 Told = Callable[[str], None]
 
 
@@ -48,17 +49,46 @@ def verify(path: Path, *, parent: Path | None = None, told: Told = print) -> Non
         told(f"there is no {LINEAGE_FILE}: no checksums or lineage to check")
         return
     lineage = read_lineage(path)
-    faults += faults_of_files(path, lineage.get("checksums"), told)
     sub = sub_model_of(lineage, str(path / LINEAGE_FILE))
-    if list(wanted.text.intermediate_size) != list(sub.spec.ffn_widths):
-        faults.append(f"{LINEAGE_FILE} tells of widths {list(sub.spec.ffn_widths)}, config.json of others")
-    if [modality.value for modality in wanted.modalities] != lineage["modalities"]:
-        faults.append(f"{LINEAGE_FILE} tells of {lineage['modalities']}, config.json has {list(wanted.modalities)}")
+    fingerprint, layers = parent_of(lineage, str(path / LINEAGE_FILE))
+    faults += faults_of_files(checkpoint, lineage.get("checksums"), told)
+    faults += faults_of_claims(wanted, lineage, sub)
     if parent is not None:
         faults += faults_against(checkpoint, Checkpoint.open(parent), lineage, told)
     refuse(path, faults)
-    layers = f"{len(sub.spec.kept_layers)} of {lineage['parent']['layers']} layers"
-    told(f"lineage: '{sub.name}', {layers}, of the parent {lineage['parent']['fingerprint'][:16]}…")
+    kept = f"{len(sub.spec.kept_layers)} of {layers} layers"
+    told(f"lineage: '{sub.name}', {kept}, of the parent {fingerprint[:16]}…")
+
+
+def parent_of(lineage: Mapping[str, Any], where: str) -> tuple[str, int]:
+    """Fingerprint and number of layers of the parent that ``slice.json`` tells of.
+
+    Raises:
+        CheckpointError: It tells of none; ``where`` is said of it.
+    """
+    match lineage.get("parent"):
+        case {"fingerprint": str(fingerprint), "layers": int(layers)}:
+            return fingerprint, layers
+    raise CheckpointError(f"{where}: does not say which parent this is a part of; slice anew")
+
+
+def faults_of_claims(config: ModelConfig, lineage: Mapping[str, Any], sub: SubModel) -> Iterator[str]:
+    """Where ``slice.json`` tells of another model than ``config.json``."""
+    text, audio = config.text, config.audio
+    claims: list[tuple[str, object, object]] = [
+        ("layers", len(sub.spec.kept_layers), text.num_hidden_layers),
+        ("widths", list(sub.spec.ffn_widths), list(text.intermediate_size)),
+        ("modalities", lineage["modalities"], [modality.value for modality in config.modalities]),
+    ]
+    if sub.audio_layers is not None:
+        claims.append(("audio layers", len(sub.audio_layers), audio and audio.conf_num_hidden_layers))
+    if sub.vocabulary is not None:
+        claims.append(("tokens of the text", len(sub.vocabulary), text.vocab_size_per_layer_input))
+    counts = counts_of(config, SubModel(SliceSpec.full(text)))
+    claims += [(key.replace("_", " "), lineage.get(key), count) for key, count in counts.items()]
+    for what, claimed, found in claims:
+        if claimed != found:
+            yield f"{LINEAGE_FILE} says {claimed} {what}, by config.json it is {found}"
 
 
 def refuse(path: Path, faults: list[str]) -> None:
@@ -72,17 +102,21 @@ def faults_of_index(checkpoint: Checkpoint) -> Iterator[str]:
     path = checkpoint.path / INDEX_FILE
     if not path.is_file():
         return
-    told = json.loads(path.read_text(encoding="utf-8")).get("metadata", {}).get("total_size")
+    metadata = json.loads(path.read_text(encoding="utf-8")).get("metadata")
+    told = metadata.get("total_size") if isinstance(metadata, dict) else None
     found = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     if told is not None and told != found:
         yield f"{INDEX_FILE} says total_size {told}, but the tensors have {found} bytes"
 
 
-def faults_of_files(path: Path, checksums: object, told: Told) -> Iterator[str]:
-    """Files that are missing or changed since the slice was written."""
+def faults_of_files(checkpoint: Checkpoint, checksums: object, told: Told) -> Iterator[str]:
+    """Files that are missing, or changed since the slice was written, or were not there then."""
     if not isinstance(checksums, dict):
         yield f"{LINEAGE_FILE} has no checksums"
         return
+    path = checkpoint.path
+    if unknown := sorted({CONFIG_FILE, *(tensor.path.name for tensor in checkpoint.tensors.values())} - set(checksums)):
+        yield f"{LINEAGE_FILE} has no checksum of {first_few(unknown)}"
     missing = sorted(name for name in checksums if not (path / name).is_file())
     changed = [name for name in sorted(checksums.keys() - set(missing)) if sha256(path / name) != checksums[name]]
     if missing:
@@ -93,37 +127,41 @@ def faults_of_files(path: Path, checksums: object, told: Told) -> Iterator[str]:
         told(f"{len(checksums)} files have the SHA-256 that {LINEAGE_FILE} says")
 
 
-def faults_against(checkpoint: Checkpoint, parent: Checkpoint, lineage: dict[str, object], told: Told) -> Iterator[str]:
+def faults_against(checkpoint: Checkpoint, parent: Checkpoint, lineage: Mapping[str, Any], told: Told) -> Iterator[str]:
     """How a sub-model differs from that part of a parent."""
-    sub = sub_model_of(lineage, str(checkpoint.path / LINEAGE_FILE))
-    dead_kv = DeadKV(str(lineage.get("dead_kv", DeadKV.keep)))
-    sub.check(parent.config)
-    wanted = check_tensors(parent, sub.modalities)
-    expected = lineage_of(parent, wanted, sub, dead_kv)
-    claimed = lineage.get("parent")
-    if not isinstance(claimed, dict) or claimed.get("fingerprint") != expected["parent"]["fingerprint"]:
+    where = str(checkpoint.path / LINEAGE_FILE)
+    sub = sub_model_of(lineage, where)
+    try:
+        dead_kv = DeadKV(lineage.get("dead_kv", DeadKV.keep))
+    except ValueError as error:
+        raise CheckpointError(f"{where}: says nothing known of unread keys and values ({error}); slice anew") from None
+    if parent_of(lineage, where)[0] != parent.fingerprint():
         yield f"{parent.path} is another parent than {LINEAGE_FILE} says (fingerprints differ)"
-    for key in COUNTS:
-        if lineage.get(key) != expected[key]:
-            yield f"{LINEAGE_FILE} says {lineage.get(key)} {key.replace('_', ' ')}, it should be {expected[key]}"
+    try:
+        sub.check(parent.config)
+    except (SliceError, ConfigError) as error:
+        yield f"it is no part of {parent.path} ({error})"
+        return
+    wanted = check_tensors(parent, sub.modalities)
     if "merged" in lineage:
         told("an adapter was merged since, so the tensors are not the parent's")
         return
-    differing: list[str] = []
-    count = 0
+    missing, differing = [], []
+    surplus = set(checkpoint.tensors)
     for part in parts(parent, wanted, sub, dead_kv, slice_config(parent.config, sub)):
         name = ours(part.name)
         if name not in checkpoint.tensors:
-            yield f"'{part.name}' is missing"
+            missing.append(part.name)
             continue
+        surplus.remove(name)
         mine = StoredPart(checkpoint.stored(name), Placement(part.name))
-        if mine.shape != part.shape or digest(mine) != digest(part):
+        if (mine.dtype, mine.shape) != (part.dtype, part.shape) or digest(mine) != digest(part):
             differing.append(part.name)
-        count += 1
-    if differing:
-        yield f"{len(differing)} tensors differ from the parent's ({first_few(differing)})"
-    else:
-        told(f"{count} tensors are the parent's, byte for byte")
+    for what, names in (("missing", missing), ("too many", sorted(surplus)), ("unlike the parent's", differing)):
+        if names:
+            yield f"{counted(len(names), 'tensor')} {what} ({first_few(names)})"
+    if not missing and not surplus and not differing:
+        told(f"{len(checkpoint.tensors)} tensors are the parent's, byte for byte")
 
 
 def digest(part: Part) -> bytes:
