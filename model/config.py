@@ -259,9 +259,9 @@ class ModelConfig:
         except FileNotFoundError:
             raise ConfigError(f"{directory}: no {CONFIG_FILE} there; give the directory of a checkpoint") from None
         except json.JSONDecodeError as error:
-            raise ConfigError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+            raise ConfigError(f"{path}:{error.lineno}: not JSON ({error.msg}); copy it anew") from None
         except UnicodeDecodeError as error:
-            raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+            raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); copy it anew") from None
         kind = published.get("model_type") if isinstance(published, dict) else None
         if kind not in (MULTIMODAL, TEXT_ONLY):
             raise ConfigError(f"{path}: model_type is {kind!r}; matslice reads '{MULTIMODAL}' and '{TEXT_ONLY}'")

@@ -39,27 +39,41 @@ def check_tensors(checkpoint: Checkpoint, modalities: Iterable[Modality] | None)
     found = {name: checkpoint.shape(name) for name in names}
     if wanted.vision is not None and (told := older_layout(found)):
         raise CheckpointError(f"{checkpoint.path}: {told} (modalities without vision)")
+    refuse_packed(checkpoint, sorted(found))
     if told := misfit(found, needed, known):
         raise CheckpointError(
             f"{checkpoint.path}: tensors do not fit config.json: {told};"
             " the two are not of one model, or the copy is incomplete"
         )
-    check_dtypes(checkpoint, sorted(found))
+    refuse_mixed(checkpoint, sorted(found))
     return wanted
 
 
-def check_dtypes(checkpoint: Checkpoint, names: Sequence[str]) -> None:
-    """Raise CheckpointError unless all these tensors are of one dtype that weights are stored in."""
-    by_dtype: dict[str, list[str]] = {}
+def by_dtypes(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, list[str]]:
+    """Names of tensors, by the dtype they are stored in."""
+    grouped: dict[str, list[str]] = {}
     for name in names:
-        by_dtype.setdefault(checkpoint.dtype(name), []).append(name)
-    for dtype, some in by_dtype.items():
+        grouped.setdefault(checkpoint.dtype(name), []).append(name)
+    return grouped
+
+
+def refuse_packed(checkpoint: Checkpoint, names: Iterable[str]) -> None:
+    """Raise CheckpointError unless all these tensors are of dtypes that weights are stored in.
+
+    To be asked before names and shapes are: those of packed weights are others, which would say too little.
+    """
+    for dtype, some in by_dtypes(checkpoint, names).items():
         if dtype not in WEIGHT_DTYPES:
             raise CheckpointError(
                 f"{checkpoint.path}: {len(some)} tensors are stored as {dtype} ({first_few(some)}); weights are"
                 f" {', '.join(WEIGHT_DTYPES)}: packed and quantised checkpoints cannot be cut, give the one it was"
                 " made from"
             )
+
+
+def refuse_mixed(checkpoint: Checkpoint, names: Iterable[str]) -> None:
+    """Raise CheckpointError unless all these tensors are of one dtype."""
+    by_dtype = by_dtypes(checkpoint, names)
     if len(by_dtype) > 1:
         most, *others = sorted(by_dtype, key=lambda dtype: -len(by_dtype[dtype]))
         raise CheckpointError(

@@ -19,7 +19,7 @@ from model.adapter.naming import travelling_name, travelling_names
 from model.checkpoint.blocks import StoredPart
 from model.checkpoint.directory import whole_directory
 from model.checkpoint.format import StoredTensor, read_header
-from model.checkpoint.names import like, modality_of, ours, text_only
+from model.checkpoint.names import TIED_HEAD, like, modality_of, ours, text_only
 from model.checkpoint.reader import sha256
 from model.checkpoint.shapes import model_shapes
 from model.checkpoint.writer import write_file
@@ -130,9 +130,9 @@ def read(source: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
         written = json.loads((source / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))
         if not isinstance(written, dict):
             raise TypeError("its config is no JSON object")
-        return written, read_header(source / ADAPTER_WEIGHTS_FILE)
     except (ValueError, TypeError, OSError) as error:
-        raise CheckpointError(f"{source}: cannot be read as a PEFT adapter ({error})") from error
+        raise CheckpointError(f"{source}: cannot be read as a PEFT adapter ({error}); copy it anew") from error
+    return written, read_header(source / ADAPTER_WEIGHTS_FILE)
 
 
 def require_files(directory: Path) -> None:
@@ -145,7 +145,9 @@ def require_files(directory: Path) -> None:
 def refuse_uncuttable(source: Path, written: dict[str, Any], tensors: Iterable[str]) -> None:
     """Raise SliceError, by name, for what has no part that a sub-model could use."""
     if (kind := written.get("peft_type")) != "LORA":
-        raise CheckpointError(f"{source}: is a {kind} adapter; only LoRA can be sliced")
+        raise CheckpointError(
+            f"{source}: its peft_type is {kind!r}, and only 'LORA' can be sliced; merge it, then slice the model"
+        )
     for name in tensors:
         if ".lora_magnitude_vector" in name:
             raise SliceError(
@@ -160,13 +162,18 @@ def refuse_uncuttable(source: Path, written: dict[str, Any], tensors: Iterable[s
 def refuse_another_base(
     source: Path, written: Mapping[str, Any], tensors: Mapping[str, StoredTensor], config: ModelConfig
 ) -> None:
-    """Raise CheckpointError for factors whose sizes are not those of the parent's weights, or of one rank."""
+    """Raise CheckpointError for what the decoder does not have, and sizes that are not its weights', or of one rank."""
     known = model_shapes(config, Layout.published)
     ranks: dict[str, set[int]] = {}
     for name, tensor in tensors.items():
         module, factor = split(name)
         weight = ours(weight_name(name))
-        if factor is None or weight not in known:  # what is no weight of the parent is refused by the table of cuts
+        if weight not in known and modality_of(weight) is Modality.text and weight != TIED_HEAD:
+            raise CheckpointError(
+                f"{source}: '{name}' belongs to '{weight}', which the parent does not have; give the adapter of this"
+                " checkpoint, or the checkpoint it was trained on"
+            )
+        if factor is None or weight not in known:
             continue
         found, expected = tensor.shape[factor.axis], known[weight][factor.base_axis]
         if found != expected:
