@@ -225,7 +225,8 @@ def test_a_slice_that_is_killed_at_any_step_leaves_no_checkpoint_that_is_wrong(
     while True:
         steps += 1
         if had_old:
-            assert tiny.slice(OLD, overwrite=True) == 0
+            if not found or found[-1]:
+                assert tiny.slice(OLD, overwrite=True) == 0
         elif tiny.output.exists():
             tiny.output.rename(tmp_path_factory.mktemp("moved") / "out")
         if tiny.slice(overwrite=had_old, at_step=steps) == 0:
