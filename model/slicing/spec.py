@@ -55,11 +55,15 @@ class SliceSpec:
         """Turn what a person wrote into a complete, checked description of a part of ``config``.
 
         Raises:
-            SliceError: The layers or widths do not fit the parent, or a layer is skipped whose keys
-                and values a kept layer reads.
+            SliceError: The layers or widths do not fit the parent, a layer is skipped whose keys
+                and values a kept layer reads, or a row is named that was not put in.
         """
-        assert (written.csv, written.row) == (None, None), "a row is put in by written_in first"
         where, layers = f"slice '{written.name}'", config.num_hidden_layers
+        if (written.csv, written.row) != (None, None):
+            raise SliceError(
+                f"{where}: csv is {written.csv!r} and row {written.row!r}, but a row's layers and widths are put in"
+                " first; resolve what model.slicing.table.written_in makes of it"
+            )
         skipped = check_skips(where, written.skip_layers)
         if unknown := [layer for layer in skipped if layer >= layers]:
             raise SliceError(
@@ -103,6 +107,11 @@ class SliceSpec:
     def check_layers(self, num_layers: int) -> None:
         """Raise SliceError unless the kept layers are some of the parent's, in order, each with one width."""
         kept = self.kept_layers
+        if odd := [layer for layer in kept if not is_whole(layer)]:
+            raise SliceError(
+                f"slice '{self.name}': kept_layers has {odd[0]!r}; layers are whole numbers from 0 on;"
+                f" write {whole(odd[0], least=0)}"
+            )
         if not kept or list(kept) != sorted(set(kept)):
             raise SliceError(f"slice '{self.name}': kept_layers is {list(kept)}; it must be ascending, with no repeats")
         if kept[0] < 0 or kept[-1] >= num_layers:
@@ -116,7 +125,14 @@ class SliceSpec:
             )
 
     def then(self, second: SliceSpec) -> SliceSpec:
-        """The description, in this spec's parent, of the part ``second`` of this sub-model."""
+        """The description, in this spec's parent, of the part ``second`` of this sub-model.
+
+        Raises:
+            SliceError: ``second`` has layers or neurons that this sub-model does not have.
+        """
+        second.check_layers(len(self.kept_layers))
+        for layer, width in zip(second.kept_layers, second.ffn_widths, strict=True):
+            check_width(f"slice '{second.name}'", layer, width, widest=self.ffn_widths[layer])
         return SliceSpec(second.name, tuple(self.kept_layers[i] for i in second.kept_layers), second.ffn_widths)
 
     def is_full(self, config: TextConfig) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from model.config import ModelConfig
 from model.errors import SliceError
-from model.slicing.spec import SliceSpec
+from model.slicing.spec import SliceSpec, is_whole
 from model.slicing.vocabulary import Vocabulary
 from model.tower_config import Modality
 
@@ -56,9 +56,19 @@ class SubModel:
             self.vocabulary.check(wanted)
 
     def then(self, second: SubModel) -> SubModel:
-        """The description, in this sub-model's parent, of the part ``second`` of this sub-model."""
+        """The description, in this sub-model's parent, of the part ``second`` of this sub-model.
+
+        Raises:
+            SliceError: ``second`` has something that this sub-model does not have.
+        """
+        if absent := [modality for modality in second.modalities or () if not self.has(modality)]:
+            raise SliceError(
+                f"slice '{second.name}': asks for {', '.join(absent)}, which slice '{self.name}' leaves out; leave out"
+                " what it has no tower for"
+            )
         first_audio, second_audio = self.audio_layers, second.audio_layers
         if first_audio is not None and second_audio is not None:
+            check_audio_layers(second.name, second_audio, len(first_audio))
             second_audio = tuple(first_audio[layer] for layer in second_audio)
         vocabulary = second.vocabulary
         if self.vocabulary is not None and vocabulary is not None:
@@ -77,6 +87,8 @@ def check_audio_layers(name: str, kept: tuple[int, ...], layers: int) -> None:
     """Raise SliceError unless the kept layers are some of the audio tower's, in order."""
     if not kept:
         raise SliceError(f"slice '{name}': skip_audio_layers leaves no layer of the audio tower; keep at least one")
+    if odd := [layer for layer in kept if not is_whole(layer)]:
+        raise SliceError(f"slice '{name}': kept audio layers are whole numbers from 0 on, and one is {odd[0]!r}")
     if list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= layers:
         raise SliceError(
             f"slice '{name}': keeps layers {list(kept)} of the audio tower; they must be ascending, without repeats,"
