@@ -9,6 +9,7 @@ those that nobody holds.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import glob
 import os
@@ -16,11 +17,27 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from model.errors import CheckpointError
 
 UNFINISHED = ".partial"
+# What may lie in a directory of each kind, by the file that marks the kind: nothing else is lost by replacing it.
+KNOWN = {
+    "config.json": (
+        "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json",
+        "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+        "chat_template.jinja", "chat_template.json", "preprocessor_config.json", "processor_config.json",
+        "video_preprocessor_config.json", "README.md", "slice.json", "adapter",
+    ),
+    "adapter_config.json": ("adapter_config.json", "adapter_model.safetensors", "README.md", "slice.json"),
+    "run.json": (
+        "run.json", ".lock", "config.yaml", "metrics.jsonl", "loss.png", "wandb", "wandb_id", "checkpoints", "weights",
+        "base",
+    ),
+}  # fmt: skip
+WITHIN = {"adapter": "adapter_config.json", "base": "config.json"}  # directories that are of a kind themselves
 IN_WORKING_DIRECTORY, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
@@ -29,7 +46,8 @@ def whole_directory(target: Path, *, overwrite: bool = False, marker: str) -> It
     """A fresh directory to write into, which becomes ``target`` only if nothing fails.
 
     Args:
-        target: A directory that does not exist, is empty, or (with ``overwrite``) holds ``marker``.
+        target: A directory that does not exist, is empty, or (with ``overwrite``) holds ``marker`` and nothing
+            that is not of its kind.
         overwrite: Whether a directory of the same kind may be replaced; it stays until the new one is whole.
         marker: The file that tells a directory of this kind from one that must not be deleted.
 
@@ -58,6 +76,8 @@ def whole_directory(target: Path, *, overwrite: bool = False, marker: str) -> It
 
 def check_target(target: Path, *, overwrite: bool, marker: str) -> None:
     """Raise CheckpointError unless ``target`` may be written; for callers whose work before writing is long."""
+    if loops(target):
+        raise CheckpointError(f"{target}: is a link that leads back to itself; choose another directory")
     if target.exists() and not target.is_dir():
         raise CheckpointError(f"{target}: is a file; give a directory to write")
     if not target.is_dir() or not any(target.iterdir()):
@@ -69,6 +89,30 @@ def check_target(target: Path, *, overwrite: bool, marker: str) -> None:
             f"{target}: holds other things than what would be written (no {marker}), so it is not overwritten;"
             " choose another directory"
         )
+    if (found := foreign_entry(target, marker)) is not None:
+        raise CheckpointError(
+            f"{target}: holds '{found.relative_to(target)}', which would be lost, so it is not overwritten; move it"
+            " elsewhere, or choose another directory"
+        )
+
+
+def foreign_entry(directory: Path, marker: str) -> Path | None:
+    """The first thing in a directory that does not belong to those of its kind, which ``marker`` tells."""
+    for path in sorted(directory.iterdir()):
+        if not any(fnmatchcase(path.name, pattern) for pattern in KNOWN[marker]):
+            return path
+        if path.name in WITHIN and path.is_dir() and (found := foreign_entry(path, WITHIN[path.name])) is not None:
+            return found
+    return None
+
+
+def loops(path: Path) -> bool:
+    """Whether links on the way to this place lead in a circle."""
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def check_room(target: Path, needed_bytes: int, *, marker: str) -> None:

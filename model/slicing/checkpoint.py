@@ -8,6 +8,7 @@ other loaders may ask for, and towers unless they are to be left out.
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from model.checkpoint.blocks import StoredPart
-from model.checkpoint.checking import check_tensors
+from model.checkpoint.checking import check_head, check_tensors
 from model.checkpoint.directory import check_target, whole_directory
 from model.checkpoint.names import TOKEN_TABLE, in_file, modality_of, unused
 from model.checkpoint.reader import Checkpoint
@@ -23,7 +24,7 @@ from model.checkpoint.writer import SHARD_BYTES, Part, Progress, check_shards, f
 from model.config import CONFIG_FILE, ModelConfig
 from model.errors import CheckpointError
 from model.processor.tokenizer import MEDIA_FILES, TEXT_FILES, TOKENIZER_FILE
-from model.processor.trimming import trimmed_files
+from model.processor.trimming import Trimming, trimmed_files
 from model.slicing.config import slice_config
 from model.slicing.cuts import place
 from model.slicing.dead_kv import DeadKV, fillers
@@ -59,11 +60,12 @@ def slice_checkpoint(
         sub: The part of the parent that is written; towers it leaves out need not be in order.
         dead_kv: What becomes of keys and values that nothing computes with.
         max_shard_bytes: Size of a weight file; a single larger tensor gets a file of its own.
-        overwrite: Whether another checkpoint at ``target`` may be replaced.
+        overwrite: Whether another checkpoint at ``target`` may be replaced, if nothing else lies in it.
         progress: Told how many bytes of the weights are written, of how many.
 
     Raises:
-        CheckpointError: The source is incomplete, the target in use, or the disk has no room.
+        CheckpointError: The source is incomplete or has a head of its own, the target is in use or holds something
+            that is not of a checkpoint, or the disk has no room.
         ConfigError: The parent has no tower for one of the modalities.
         SliceError: The sub-model does not fit the source.
     """
@@ -117,18 +119,23 @@ def prepare_slice(
     dead_kv: DeadKV = DeadKV.keep,
     max_shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
+    trimming: Trimming | None = None,
 ) -> Cut:
-    """Look at all that ``slice_checkpoint`` can be refused for, with its arguments and errors; nothing is written."""
+    """Look at all that ``slice_checkpoint`` can be refused for, with its arguments and errors; nothing is written.
+
+    ``trimming`` is of the parent's tokenizer, if it was read already.
+    """
     parent, target = source if isinstance(source, Checkpoint) else Checkpoint.open(source), Path(target)
     sub.check(parent.config)
     refuse_within(parent.path, target)
     check_target(target, overwrite=overwrite, marker=CONFIG_FILE)
     wanted = check_tensors(parent, sub.modalities)
+    check_head(parent)
     small = slice_config(parent.config, sub)
     tensors = list(parts(parent, wanted, sub, dead_kv, small))
     check_shards(tensors, target, max_shard_bytes)
     lineage = lineage_of(parent, wanted, sub, dead_kv)
-    carry = carrier_of_files(parent.path, sub.vocabulary, media=wanted.is_multimodal)
+    carry = carrier_of_files(parent.path, sub.vocabulary, media=wanted.is_multimodal, trimming=trimming)
     return Cut(parent, small, tensors, lineage, carry, max_shard_bytes)
 
 
@@ -150,7 +157,7 @@ def parts(
 
 def refuse_within(source: Path, target: Path, *, whose: str = "the parent's") -> None:
     """Raise CheckpointError if the target is the source, lies in it, or holds it, and so would replace it."""
-    inside, outside = target.resolve(), source.resolve()
+    inside, outside = (Path(os.path.realpath(path)) for path in (target, source))  # links may lead in a circle
     if inside == outside or outside in inside.parents or inside in outside.parents:
         raise CheckpointError(
             f"{target}: is {whose} own directory {source}, lies in it, or holds it; choose another place"
@@ -163,7 +170,9 @@ def write_files(files: Mapping[str, bytes], directory: Path) -> None:
         (directory / name).write_bytes(content)
 
 
-def carrier_of_files(source: Path, vocabulary: Vocabulary | None, *, media: bool) -> Callable[[Path], None]:
+def carrier_of_files(
+    source: Path, vocabulary: Vocabulary | None, *, media: bool, trimming: Trimming | None = None
+) -> Callable[[Path], None]:
     """What puts the parent's tokenizer and processor files into a directory, with the ids of the vocabulary.
 
     Raises:
@@ -171,7 +180,7 @@ def carrier_of_files(source: Path, vocabulary: Vocabulary | None, *, media: bool
     """
     if vocabulary is None:
         return lambda directory: carry_files(source, directory, media=media)
-    trimmed = trimmed_files(source, vocabulary, media=media)
+    trimmed = trimmed_files(source, vocabulary, media=media, trimming=trimming)
     return lambda directory: write_files(trimmed, directory)
 
 

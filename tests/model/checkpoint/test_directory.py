@@ -11,7 +11,12 @@ import pytest
 
 from model.checkpoint import directory as directories
 from model.checkpoint.directory import check_room, whole_directory
+from model.checkpoint.reader import INDEX_FILE, WEIGHTS_FILE
 from model.errors import CheckpointError
+from model.processor.tokenizer import MEDIA_FILES
+from model.slicing.adapter import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
+from model.slicing.checkpoint import CARRIED_FILES
+from model.slicing.lineage import CARD_FILE, LINEAGE_FILE
 
 
 def write(target: Path, content: str, *, overwrite: bool = False) -> None:
@@ -41,7 +46,7 @@ def test_a_failed_overwrite_leaves_the_old_directory(tmp_path: Path) -> None:
 
 def test_overwriting_replaces_the_whole_directory(tmp_path: Path) -> None:
     write(tmp_path / "out", "old")
-    (tmp_path / "out" / "stale").write_text("stale")
+    (tmp_path / "out" / "model-00001-of-00002.safetensors").write_text("stale")
     write(tmp_path / "out", "new", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["config.json"]
@@ -65,6 +70,39 @@ def test_a_directory_of_something_else_is_never_overwritten(tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         write(tmp_path / "photos", "new", overwrite=True)
     assert (tmp_path / "photos" / "cat.jpg").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["thesis.txt", ".git/HEAD", "adapter/notes.txt", "adapter/model.safetensors", "private/model.safetensors"]
+)
+def test_a_directory_that_holds_something_foreign_is_never_overwritten(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "out", "old")
+    (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "out" / name).write_text("precious")
+    foreign = name if name.startswith("adapter") else Path(name).parts[0]
+    with pytest.raises(CheckpointError, match=f"out: holds '{foreign}', which would be lost, .*; move it elsewhere"):
+        write(tmp_path / "out", "new", overwrite=True)
+    assert (tmp_path / "out" / name).read_text() == "precious"
+    assert (tmp_path / "out" / "config.json").read_text() == "old"
+
+
+def test_all_that_is_written_beside_weights_may_be_replaced(tmp_path: Path) -> None:
+    write(tmp_path / "out", "old")
+    (tmp_path / "out" / "adapter").mkdir()
+    written = [*CARRIED_FILES, *MEDIA_FILES, WEIGHTS_FILE, INDEX_FILE, LINEAGE_FILE, CARD_FILE]
+    written += [f"adapter/{name}" for name in (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, LINEAGE_FILE)]
+    for name in written:
+        (tmp_path / "out" / name).write_text("old")
+    write(tmp_path / "out", "new", overwrite=True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["config.json"]
+
+
+def test_a_link_that_leads_in_a_circle_is_no_place_for_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for target in (tmp_path / "loop", tmp_path / "loop" / "within"):
+        with pytest.raises(CheckpointError, match="is a link that leads back to itself"):
+            write(target, "new", overwrite=True)
+    assert (tmp_path / "loop").is_symlink()
 
 
 def test_a_file_is_no_place_for_a_directory(tmp_path: Path) -> None:

@@ -188,6 +188,22 @@ def test_a_directory_in_use_is_not_written_into(published: Checkpoint, tmp_path:
     assert [path.name for path in (tmp_path / "used").iterdir()] == ["notes.txt"]
 
 
+def test_a_link_that_leads_in_a_circle_is_no_place_for_a_slice(published: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(CheckpointError, match="is a link that leads back to itself"):
+        slice_checkpoint(published, tmp_path / "loop", SubModel(SPEC))
+
+
+def test_a_parent_with_a_head_of_its_own_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    tensors = {name: parameter.detach() for name, parameter in tiny_model().named_parameters()}
+    head = tensors[TOKEN_TABLE].clone()
+    head[-1, -1] += 1
+    save_tensors((tensors | {TIED_HEAD: head}).items(), tiny_config(), tmp_path / "parent")
+    with pytest.raises(CheckpointError, match=r"parent: 'lm_head\.weight' differs from"):
+        slice_checkpoint(tmp_path / "parent", tmp_path / "small", SubModel(SPEC))
+    assert [path.name for path in tmp_path.iterdir()] == ["parent"]
+
+
 @pytest.mark.parametrize("where", [".", "small", ".."])
 def test_the_parent_is_never_written_over_nor_into(published: Checkpoint, where: str) -> None:
     before = sorted(published.path.iterdir())
