@@ -16,7 +16,7 @@ from model.slicing.advice import advice
 from model.slicing.config import slice_config
 from model.slicing.plan import Plan, StoredAs
 from model.slicing.propose import Budget, propose
-from model.slicing.runtimes import Runtime, nearest, preflight
+from model.slicing.runtimes import Runtime, nearest, never_met, preflight
 from model.slicing.spec import SliceConfig, SliceSpec
 from model.slicing.submodel import SubModel
 from model.slicing.table import write_slices
@@ -28,8 +28,7 @@ from recipes.plan_report import Report, show, slice_file
 from recipes.program import start
 from recipes.schema import choices
 from recipes.shape import ShapeConfig
-from recipes.sizes import resolve_slice
-from recipes.slice import layers_without
+from recipes.sizes import resolve_slice, with_towers
 
 USUAL_CONTEXT_TOKENS = 8192
 
@@ -72,17 +71,18 @@ def run(recipe: PlanRecipe) -> None:
             check_new_file(path, key=key)
     parent = parent_of(recipe)
     report = plan(recipe, parent)
+    # Before anything is said: whoever reads our output may have seen enough of it, and ends us.
+    if recipe.save is not None:
+        recipe.save.parent.mkdir(parents=True, exist_ok=True)
+        recipe.save.write_text(slice_file(report), encoding="utf-8")
+    if recipe.csv is not None:
+        spec = report.plan.sub.spec
+        recipe.csv.parent.mkdir(parents=True, exist_ok=True)
+        write_slices(recipe.csv, {spec.name: spec}, parent.text)
     if recipe.json:
         print(json.dumps(report.as_json(), indent=2))
     else:
         show(report)
-    spec = report.plan.sub.spec
-    if recipe.save is not None:
-        recipe.save.parent.mkdir(parents=True, exist_ok=True)
-        recipe.save.write_text(slice_file(spec, parent.text, name=recipe.save.stem), encoding="utf-8")
-    if recipe.csv is not None:
-        recipe.csv.parent.mkdir(parents=True, exist_ok=True)
-        write_slices(recipe.csv, {spec.name: spec}, parent.text)
 
 
 def plan(recipe: PlanRecipe, parent: ModelConfig) -> Report:
@@ -112,24 +112,17 @@ def plan(recipe: PlanRecipe, parent: ModelConfig) -> Report:
     return Report(
         plan=Plan.of(parent, sub, context_tokens=budget.context_tokens),
         parent=parent, budget=budget, asked=asked, verdicts=verdicts, notes=advice(spec, parent.text),
+        checkpoint=recipe.checkpoint, saved=recipe.save,
     )  # fmt: skip
 
 
 def what_stays(recipe: PlanRecipe, parent: ModelConfig) -> SubModel:
     """All layers of the text decoder, and what is to stay around them."""
-    wanted = parent if recipe.modalities is None else parent.only(recipe.modalities)
-    audio_layers = vocabulary = None
-    if recipe.skip_audio_layers:
-        if wanted.audio is None:
-            raise ConfigError(
-                "skip_audio_layers: the sub-model has no audio tower; leave skip_audio_layers out, or keep audio"
-                " among the modalities"
-            )
-        audio_layers = layers_without(recipe.skip_audio_layers, wanted.audio.conf_num_hidden_layers)
-    if recipe.vocabulary_tokens is not None:
-        vocabulary = vocabulary_of(recipe.vocabulary_tokens, wanted)
-    modalities = None if recipe.modalities is None else wanted.modalities
-    return SubModel(SliceSpec.full(parent.text), modalities, audio_layers, vocabulary)
+    spec = SliceSpec.full(parent.text)
+    around = with_towers(spec, parent, modalities=recipe.modalities, skip_audio_layers=recipe.skip_audio_layers)
+    if recipe.vocabulary_tokens is None:
+        return around
+    return replace(around, vocabulary=vocabulary_of(recipe.vocabulary_tokens, slice_config(parent, around)))
 
 
 def vocabulary_of(tokens: int, config: ModelConfig) -> Vocabulary:
@@ -151,7 +144,10 @@ def for_runtime(spec: SliceSpec, config: ModelConfig, runtime: Runtime) -> Slice
     """
     found = nearest(spec, config, runtime.name)
     if found is None:
-        raise SliceError(f"runtime {runtime}: it runs no sub-model of this parent; see the table without runtime=")
+        raise SliceError(
+            f"runtime {runtime}: it runs no sub-model of this parent with what is kept of it:"
+            f" {'; '.join(never_met(spec, config, runtime.name))}; or leave runtime out"
+        )
     return found if found == spec else replace(found, name=f"{spec.name}_{runtime.name}")
 
 

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import shlex
+import string
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -20,6 +23,7 @@ from model.slicing.runtimes import Verdict
 from model.slicing.spec import SliceSpec
 
 WIDTHS_IN_A_LINE = 5  # a block of Gemma 3n
+UNQUOTED = {*string.ascii_letters, *string.digits, *"_-./=,[]"}  # what a command line is shown with as it is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +36,29 @@ class Report:
     asked: SliceSpec  # before a runtime's needs were met
     verdicts: Sequence[Verdict]
     notes: Sequence[str]  # where the sub-model leaves what was trained
+    checkpoint: str | None = None  # the parent's place, where it has one
+    saved: Path | None = None  # the file that the sub-model is written to
 
     @property
     def num_bytes(self) -> int:
         """Of weights, and of keys and values, stored as the budget says."""
         plan, budget = self.plan, self.budget
         return plan.weight_bytes[budget.dtype] + plan.cache_bytes[budget.stored_cache]
+
+    @property
+    def name(self) -> str:
+        """Of the sub-model's file, without its ending: also the sub-model's own name there."""
+        return self.plan.sub.spec.name if self.saved is None else self.saved.stem
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the sub-model's file is not yet where files of slices are found."""
+        return self.saved is None or self.saved.parent.name != "slice"
+
+    @property
+    def config_dir(self) -> str:
+        """The directory in which Hydra is to look for it; ``DIR`` is for its user to say."""
+        return "DIR" if self.saved is None or self.is_elsewhere else shlex.quote(str(self.saved.parent.parent))
 
     @property
     def changed(self) -> bool:
@@ -82,6 +103,8 @@ def show(report: Report) -> None:
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     for part in parts(report):
         console.print(part)
+    if report.budget.is_limited or report.changed:
+        print(slice_file(report))  # never wrapped: it is to be a file
 
 
 def parts(report: Report) -> Iterator[str | Table]:
@@ -110,8 +133,6 @@ def parts(report: Report) -> Iterator[str | Table]:
     if report.changed:
         over = "" if report.fits else "; it is over the budget"
         yield f"it is the nearest to {escape(report.asked.name)} that the runtime runs{over}"
-    if budget.is_limited or report.changed:
-        yield escape(slice_file(spec, report.parent.text, name=spec.name))
 
 
 def parameters_table(plan: Plan) -> Table:
@@ -154,13 +175,16 @@ def runtimes_table(verdicts: Sequence[Verdict]) -> Table:
     return table
 
 
-def slice_file(spec: SliceSpec, config: TextConfig, *, name: str) -> str:
-    """The sub-model as a file of ``conf/slice``, whose name it bears."""
+def slice_file(report: Report) -> str:
+    """The sub-model as a file of a directory ``slice``, whose name it bears, with the command that takes it."""
+    spec, config, name = report.plan.sub.spec, report.parent.text, report.name
     fields = written(spec, config) | {"name": name}
     widths = fields["ffn_widths"]
+    of_yours = ", in a directory DIR of yours" if report.is_elsewhere else ""
     lines = [
         f"# {len(spec.kept_layers)} of {config.num_hidden_layers} layers, as planned.",
-        f"#   matslice slice checkpoint=weights/parent slice={name} output=weights/{name}",
+        f"#   {command(report)}",
+        f"# finds this as {report.config_dir}/slice/{name}.yaml{of_yours}.",
         f"name: {name}",
         f"skip_layers: {fields['skip_layers']}",
     ]
@@ -168,6 +192,23 @@ def slice_file(spec: SliceSpec, config: TextConfig, *, name: str) -> str:
         return "\n".join([*lines, f"ffn_widths: {widths}", ""])
     rows = [widths[start : start + WIDTHS_IN_A_LINE] for start in range(0, len(widths), WIDTHS_IN_A_LINE)]
     return "\n".join([*lines, "ffn_widths: [", *(f"  {', '.join(map(str, row))}," for row in rows), "]", ""])
+
+
+def command(report: Report) -> str:
+    """How the sub-model is cut, all that was planned around its decoder included; ``FILE`` is for its user to say."""
+    sub, parent = report.plan.sub, report.parent
+    words = [f"checkpoint={report.checkpoint or 'weights/parent'}", f"slice={report.name}"]
+    if (kept := report.plan.config.modalities) != parent.modalities:
+        words.append(f"modalities=[{','.join(kept)}]")
+    if sub.audio_layers is not None and parent.audio is not None:
+        skipped = sorted(set(range(parent.audio.conf_num_hidden_layers)) - set(sub.audio_layers))
+        words.append(f"skip_audio_layers=[{','.join(map(str, skipped))}]")
+    if sub.vocabulary is not None:
+        words += ["vocabulary.corpus=[FILE]", f"vocabulary.max_tokens={len(sub.vocabulary)}"]
+    words.append(f"output=weights/{report.name}")
+    # Brackets are only quoted where something else must be: shells that look for files leave them alone else.
+    told = " ".join(word if set(word) <= UNQUOTED else shlex.quote(word) for word in words)
+    return f"matslice slice --config-dir {report.config_dir} {told}"
 
 
 def written(spec: SliceSpec, config: TextConfig) -> dict[str, Any]:

@@ -9,13 +9,9 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from model.checkpoint.directory import check_room, check_target, whole_directory
 from model.checkpoint.names import unused
@@ -24,6 +20,7 @@ from model.checkpoint.shapes import model_shapes
 from model.checkpoint.writer import SHARD_BYTES
 from model.config import CONFIG_FILE, ModelConfig
 from model.errors import ConfigError
+from model.processor.trimming import Trimming
 from model.slicing.adapter import CutAdapter, prepare_adapter
 from model.slicing.advice import advice
 from model.slicing.checkpoint import Cut, prepare_slice, refuse_within, slice_checkpoint
@@ -36,7 +33,8 @@ from model.tower_config import Modality
 from recipes.locate import find_checkpoint
 from recipes.output import check_new_directory
 from recipes.program import start
-from recipes.sizes import find_slice, resolve_slice
+from recipes.progress import progress_bar
+from recipes.sizes import find_slice, resolve_slice, with_towers
 from recipes.vocabulary import VocabularyConfig, chosen_vocabulary
 
 ADAPTER = "adapter"  # where a sliced adapter goes, inside the sliced checkpoint
@@ -77,13 +75,13 @@ def run(recipe: SliceRecipe) -> None:
     refuse_within(source.path, recipe.output)
     if recipe.run is None:
         check_target(recipe.output, overwrite=recipe.overwrite, marker=CONFIG_FILE)
-    sub = resolve(recipe, source)
+    sub, trimming = resolve(recipe, source)
     if recipe.run is not None:
         go_on = slice_and_go_on(recipe.run, source, sub, recipe)
         print(f"{sub.name}: {describe(source.config, sub)}: {recipe.output}")
         print(f"it goes on by the command that began it, with {shlex.join(go_on)}")
         return
-    cut, cut_adapter = prepare(recipe, source, sub)
+    cut, cut_adapter = prepare(recipe, source, sub, trimming)
     # With all that belongs to it, and checked, or not there.
     with whole_directory(recipe.output, overwrite=recipe.overwrite, marker=CONFIG_FILE) as directory:
         if cut_adapter is not None and recipe.merge:
@@ -114,38 +112,20 @@ def refuse_beside_run(recipe: SliceRecipe) -> None:
         )
 
 
-def resolve(recipe: SliceRecipe, source: Checkpoint) -> SubModel:
-    """The part of the checkpoint that the recipe asks for, checked against it."""
+def resolve(recipe: SliceRecipe, source: Checkpoint) -> tuple[SubModel, Trimming | None]:
+    """The part of the checkpoint that the recipe asks for, checked against it; its tokenizer, if that is trimmed."""
     config = source.config
-    wanted = config if recipe.modalities is None else config.only(recipe.modalities)
-    audio_layers = None
-    if recipe.skip_audio_layers:
-        if wanted.audio is None:
-            raise ConfigError(
-                "skip_audio_layers: the sub-model has no audio tower; leave skip_audio_layers out, or keep audio"
-                " among the modalities"
-            )
-        audio_layers = layers_without(recipe.skip_audio_layers, wanted.audio.conf_num_hidden_layers)
     spec = resolve_slice(recipe.slice, config.text)
-    vocabulary = chosen_vocabulary(recipe.vocabulary, source.path, wanted)
-    sub = SubModel(spec, wanted.modalities, audio_layers, vocabulary)
+    sub = with_towers(spec, config, modalities=recipe.modalities, skip_audio_layers=recipe.skip_audio_layers)
     sub.check(config)
-    return sub
-
-
-def layers_without(skipped: Sequence[int], layers: int) -> tuple[int, ...]:
-    """The layers of the audio tower that stay.
-
-    Raises:
-        ConfigError: Others are skipped than there are, one twice, or all.
-    """
-    kept = tuple(layer for layer in range(layers) if layer not in skipped)
-    if not set(skipped) <= set(range(layers)) or len(skipped) != layers - len(kept) or not kept:
-        raise ConfigError(
-            f"skip_audio_layers is {list(skipped)}; the audio tower has layers 0 to {layers - 1}, of which each can be"
-            " skipped once, but one must stay"
-        )
-    return kept
+    if recipe.vocabulary.is_whole:
+        return sub, None
+    trimming = Trimming.read(source.path)
+    wanted = config if sub.modalities is None else config.only(sub.modalities)
+    vocabulary = chosen_vocabulary(recipe.vocabulary, source.path, wanted, trimming=trimming)
+    sub = replace(sub, vocabulary=vocabulary)
+    sub.check(config)
+    return sub, trimming
 
 
 def tell(sub: SubModel, source: Checkpoint, dead_kv: DeadKV) -> None:
@@ -170,7 +150,9 @@ def tell(sub: SubModel, source: Checkpoint, dead_kv: DeadKV) -> None:
         print(f"note: {note}", file=sys.stderr)
 
 
-def prepare(recipe: SliceRecipe, source: Checkpoint, sub: SubModel) -> tuple[Cut, CutAdapter | None]:
+def prepare(
+    recipe: SliceRecipe, source: Checkpoint, sub: SubModel, trimming: Trimming | None
+) -> tuple[Cut, CutAdapter | None]:
     """Look at all that is to be cut, before there is anything at the output; errors as of what writes it."""
     cut = prepare_slice(
         source,
@@ -179,6 +161,7 @@ def prepare(recipe: SliceRecipe, source: Checkpoint, sub: SubModel) -> tuple[Cut
         dead_kv=recipe.dead_kv,
         max_shard_bytes=recipe.max_shard_bytes,
         overwrite=recipe.overwrite,
+        trimming=trimming,
     )
     if recipe.adapter_path is None:
         return cut, None
@@ -211,17 +194,6 @@ def write_merged(cut: Cut, cut_adapter: CutAdapter, directory: Path, recipe: Sli
     for path in sorted((aside / "merged").iterdir()):
         path.rename(directory / path.name)
     shutil.rmtree(aside)
-
-
-@contextmanager
-def progress_bar(told: str) -> Iterator[Callable[[int, int], None]]:
-    """Who is told of bytes written shows them on the terminal, if standard error is one."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-               TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(told, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def describe(parent: ModelConfig, sub: SubModel) -> str:

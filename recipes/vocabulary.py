@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from model.config import ModelConfig
 from model.errors import ConfigError, InputError
@@ -15,6 +14,7 @@ from model.processor.selection import Counts, choose, ids_of_tokens, tokens_from
 from model.processor.tokenizer import Tokenizer
 from model.processor.trimming import SENTENCEPIECE_FILE, Trimming
 from model.slicing.vocabulary import Vocabulary
+from recipes.progress import progress_bar
 
 
 @dataclass(kw_only=True, slots=True)
@@ -51,7 +51,12 @@ class VocabularyConfig:
 
 
 def chosen_vocabulary(
-    config: VocabularyConfig, checkpoint: Path, model_config: ModelConfig, *, console: Console | None = None
+    config: VocabularyConfig,
+    checkpoint: Path,
+    model_config: ModelConfig,
+    *,
+    trimming: Trimming | None = None,
+    console: Console | None = None,
 ) -> Vocabulary | None:
     """The vocabulary that a recipe asks for, said on the console with what it covers; None if it is the whole one.
 
@@ -61,6 +66,7 @@ def chosen_vocabulary(
         config: The recipe's part.
         checkpoint: The parent's directory, which has the tokenizer.
         model_config: The parent's, without the towers that are left out.
+        trimming: Of the parent's tokenizer, if it was read already, which takes some 10 s for Gemma's own.
         console: Where to say it; standard output if None.
 
     Raises:
@@ -71,7 +77,7 @@ def chosen_vocabulary(
     if config.is_whole:
         return None
     console = console or Console(soft_wrap=True, highlight=False)
-    trimming, tokenizer = Trimming.read(checkpoint), Tokenizer.read(checkpoint)
+    trimming, tokenizer = trimming or Trimming.read(checkpoint), Tokenizer.read(checkpoint)
     listed: list[int] = []
     if config.tokens is not None:
         listed = ids_of_tokens(tokens_from_list(config.tokens), trimming, str(config.tokens))
@@ -101,11 +107,15 @@ def counted(corpus: list[str], tokenizer: Tokenizer, console: Console) -> Counts
         InputError: As ``tokens_from_corpus``; or the corpus has no tokens at all.
     """
     num_bytes = sum(Path(path).stat().st_size for path in corpus if Path(path).is_file())
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-               TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("counting tokens", total=num_bytes)
-        counts = tokens_from_corpus(corpus, tokenizer, progress=lambda more: bar.advance(task, more))
+    done = 0
+    with progress_bar("counting tokens", console=console) as progress:
+
+        def count_on(more: int) -> None:
+            nonlocal done
+            done += more
+            progress(done, num_bytes)
+
+        counts = tokens_from_corpus(corpus, tokenizer, progress=count_on)
     if corpus and not counts.total:
         raise InputError(f"vocabulary: corpus {', '.join(corpus)} has no text; name files that have")
     return counts

@@ -82,7 +82,10 @@ def explain_missing_file(error: MissingConfigException) -> str:
     options = error.options or choices(group)  # Hydra also knows the files of --config-dir
     if not group:
         return f"there is no conf/{name}.yaml; recipes are {listed(choices(''))}"
-    return f"{group}={name}: there is no conf/{group}/{name}.yaml; allowed are {listed(options)}{guess(name, options)}"
+    return (
+        f"{group}={name}: there is no conf/{group}/{name}.yaml; allowed are {listed(options)}{guess(name, options)}"
+        f" (a file of yours is found as DIR/{group}/{name}.yaml, given --config-dir DIR)"
+    )
 
 
 def explain_value(error: OmegaConfBaseException) -> str:

@@ -149,16 +149,19 @@ class Trimming:
         return listed + (f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else "")
 
 
-def trimmed_files(source: Path, vocabulary: Vocabulary, *, media: bool) -> dict[str, bytes]:
+def trimmed_files(
+    source: Path, vocabulary: Vocabulary, *, media: bool, trimming: Trimming | None = None
+) -> dict[str, bytes]:
     """The tokenizer, processor and generation files of a checkpoint directory, for the kept tokens.
 
     ``tokenizer.model`` is not among them: nothing reads it where there is a ``tokenizer.json``, and it would say
-    something else. Gemma's own tokenizer takes some 10 s and 900 MB of memory.
+    something else. Gemma's own tokenizer takes some 10 s and 900 MB of memory, so one that was read is handed on.
 
     Args:
         source: The checkpoint.
         vocabulary: The kept ids.
         media: Whether files by which images and sound are processed are wanted.
+        trimming: Of its tokenizer, if it was read already.
 
     Raises:
         SliceError: The vocabulary drops a token that the files need.
@@ -176,7 +179,7 @@ def trimmed_files(source: Path, vocabulary: Vocabulary, *, media: bool) -> dict[
         )
     results = {name: content for name, content in files.items() if name in UNCHANGED_FILES}
     if has_model or (source / TOKENIZER_FILE).is_file():
-        results[TOKENIZER_FILE] = Trimming.read(source).trimmed(vocabulary)
+        results[TOKENIZER_FILE] = (trimming or Trimming.read(source)).trimmed(vocabulary)
     for name in files.keys() - results.keys():
         content, where = parsed(files[name], str(source / name)), str(source / name)
         if name == ADDED_FILE:

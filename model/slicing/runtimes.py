@@ -204,26 +204,41 @@ def nearest(spec: SliceSpec, config: ModelConfig, runtime: str) -> SliceSpec | N
     Raises:
         SliceError: The spec does not fit the config, or there is no such runtime.
     """
-    rule = next(rule for rule in RULES if rule.runtime is Runtime.named(runtime))
-
-    def runs(candidate: SliceSpec) -> bool:
-        return judge(rule, Shipped(slice_config(config, SubModel(candidate)), candidate, config)).runs
-
-    if runs(spec):
+    rule = rule_of(runtime)
+    if answer(rule, spec, config).runs:
         return spec
     others = sorted(candidates(spec, config.text), key=lambda other: change(spec, other, config.text))
-    found = next(filter(runs, others), None)
+    found = next((other for other in others if answer(rule, other, config).runs), None)
     return found and replace(found, name=f"{spec.name} for {rule.runtime}")
 
 
-def describe(verdicts: Iterable[Verdict]) -> list[str]:
-    """One short line for each runtime, for a terminal."""
-    lines = []
-    for verdict in verdicts:
-        answer = "runs" if verdict.runs else "does not run"
-        reasons = "; ".join(verdict.reasons)
-        lines.append(f"{verdict.runtime:<13}{answer}{': ' if reasons else ''}{reasons}")
-    return lines
+def never_met(spec: SliceSpec, config: ModelConfig, runtime: str) -> tuple[str, ...]:
+    """Why ``nearest`` finds nothing: what ``runtime`` lacks in ``spec`` and in every sub-model like it.
+
+    Where each need is met by some of them, though no sub-model meets them all: what it lacks in ``spec``.
+
+    Raises:
+        SliceError: As ``nearest``.
+    """
+    rule, asked = rule_of(runtime), shipped_as(spec, config)
+    others = [shipped_as(other, config) for other in candidates(spec, config.text)]
+    never = [need for need in rule.needs if all(need.missing(other) for other in (asked, *others))]
+    return said(never or rule.needs, asked)
+
+
+def rule_of(runtime: str) -> Rule:
+    """The rule of a runtime by its name; SliceError if there is none."""
+    return next(rule for rule in RULES if rule.runtime is Runtime.named(runtime))
+
+
+def shipped_as(spec: SliceSpec, config: ModelConfig) -> Shipped:
+    """The part ``spec`` of a model as a runtime is given it, if nothing is known of its files."""
+    return Shipped(slice_config(config, SubModel(spec)), spec, config)
+
+
+def answer(rule: Rule, spec: SliceSpec, config: ModelConfig) -> Verdict:
+    """What one runtime says to the part ``spec`` of a model."""
+    return judge(rule, shipped_as(spec, config))
 
 
 def markdown(specs: Mapping[str, SliceSpec], config: ModelConfig) -> list[str]:

@@ -6,8 +6,10 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 import re
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +18,11 @@ from typing import Any
 import pytest
 import yaml
 
+from model.checkpoint.shapes import model_shapes
+from model.config import ModelConfig
+from model.slicing.count import Layout, count_parameters
 from model.slicing.spec import SliceConfig, SliceSpec
+from model.slicing.submodel import SubModel
 from model.slicing.table import read_slices
 from recipes.cli import main
 from recipes.plan import PlanRecipe
@@ -150,6 +156,56 @@ def place(saved: Path) -> Path:
     return folder.parent
 
 
+def test_the_command_in_a_saved_plan_cuts_what_was_planned(
+    capsys: Captured, media_weights: Path, tmp_path: Path
+) -> None:
+    words = ["max_bytes=450e3", "modalities=[audio]", "skip_audio_layers=[1]"]
+    saved = tmp_path / "my conf" / "slice" / "mine.yaml"
+    told = planned(capsys, f"model={media_weights}", *words, f"save={saved}")
+    (command,) = re.findall("^#   matslice (slice .*)$", saved.read_text(encoding="utf-8"), re.MULTILINE)
+    output = tmp_path / "out"
+    assert main([*shlex.split(command), f"output={output}"]) == 0
+    config = ModelConfig.read(output)
+    assert config.modalities == ("text", "audio")
+    assert config.text.num_hidden_layers == 9 - len(told["slice"]["skip_layers"])
+    used = count_parameters(model_shapes(config, Layout.used).items(), full(config), config.text)
+    assert used == told["parameters"]["used"]["total"]
+    assert f"# finds this as '{saved.parent.parent}'/slice/mine.yaml." in saved.read_text(encoding="utf-8")
+
+
+def test_a_plan_that_is_not_saved_says_where_its_file_must_lie(capsys: Captured) -> None:
+    words = ["model=e4b", "max_bytes=5e9", "dtype=int4", "modalities=[text]", "vocabulary_tokens=65536"]
+    assert main(["plan", *words]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    name = next(line for line in lines if line.startswith("name: ")).removeprefix("name: ")
+    told = "modalities=[text] vocabulary.corpus=[FILE] vocabulary.max_tokens=65536"
+    assert (
+        f"#   matslice slice --config-dir DIR checkpoint=weights/parent slice={name} {told} output=weights/{name}"
+        in lines
+    )
+    assert f"# finds this as DIR/slice/{name}.yaml, in a directory DIR of yours." in lines
+
+
+def test_files_are_written_though_nobody_reads_what_is_said(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = ["plan", "model=e4b", "slice=e2b", f"save={tmp_path / 'a.yaml'}", f"csv={tmp_path / 'a.csv'}"]
+    done = subprocess.run([sys.executable, "-m", "recipes.cli", *words], stdout=writing, check=False)
+    os.close(writing)
+    assert done.returncode != 0  # it was not heard
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.yaml"]
+
+
+def test_a_slice_that_is_nowhere_is_told_where_it_must_lie(capsys: Captured) -> None:
+    told = "(a file of yours is found as DIR/slice/mine.yaml, given --config-dir DIR)"
+    assert told in refused(capsys, "model=e4b", "slice=mine")
+
+
+def full(config: ModelConfig) -> SubModel:
+    """All of a model."""
+    return SubModel(SliceSpec.full(config.text))
+
+
 def test_a_runtime_gets_the_nearest_sub_model_that_it_runs(capsys: Captured) -> None:
     words = ("model=e4b", "max_effective=3.0e9")
     told = planned(capsys, *words, "runtime=llama.cpp")
@@ -203,6 +259,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "unknown runtime": (["model=e4b", "runtime=onnx"], "runtime 'onnx' is not known; choose one of transformers"),
     "runtime that runs nothing": (
         ["model=e4b", "runtime=litert", "modalities=[text]"], "runtime LiteRT: it runs no sub-model of this parent",
+    ),
+    "runtime that needs a tower": (
+        ["model=e4b", "slice=e2b", "runtime=ollama", "modalities=[text]"],
+        "of it: has no tower for vision, one is always converted; keep it; or leave runtime out",
     ),
     "trimmed for a runtime that needs all": (
         ["model=e4b", "runtime=llama.cpp", "vocabulary_tokens=65536"], "runtime llama.cpp: it runs no such sub-model",

@@ -14,6 +14,7 @@ from model.checkpoint.saving import save
 from model.config import ModelConfig
 from model.errors import ConfigError, InputError
 from model.processor.tokenizer import Tokenizer
+from model.processor.trimming import Trimming
 from recipes.cli import main
 from recipes.vocabulary import VocabularyConfig, chosen_vocabulary
 from tests.tiny import tiny_model
@@ -52,6 +53,17 @@ def test_a_slice_keeps_the_tokens_of_a_corpus(
     assert len(before.encode(text)) <= len(after.encode(text)) < len(text.encode())
     lineage = json.loads((small / "slice.json").read_text())
     assert "vocabulary" in json.dumps(lineage)
+
+
+def test_the_tokenizer_is_taken_apart_once(
+    parent: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[Path] = []
+    read = Trimming.read
+    monkeypatch.setattr(Trimming, "read", lambda directory: built.append(directory) or read(directory))
+    words = [f"checkpoint={parent}", f"output={tmp_path / 'small'}", "slice=full", f"vocabulary.corpus=[{corpus}]"]
+    assert main(["slice", *words]) == 0
+    assert built == [parent]
 
 
 def test_a_list_and_a_corpus_are_kept_together(parent: Path, corpus: Path, tmp_path: Path) -> None:

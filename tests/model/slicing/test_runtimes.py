@@ -19,7 +19,7 @@ from model.errors import SliceError
 from model.slicing.config import slice_config
 from model.slicing.count import Layout, text_shapes
 from model.slicing.nearby import change
-from model.slicing.runtimes import RULES, Runtime, Verdict, describe, nearest, preflight
+from model.slicing.runtimes import RULES, Runtime, Verdict, nearest, never_met, preflight
 from model.slicing.spec import SliceConfig, SliceSpec
 from model.slicing.submodel import SubModel
 from model.tower_config import Modality
@@ -217,18 +217,26 @@ def test_where_no_slice_runs_there_is_no_nearest() -> None:
     assert nearest(E2B, E4B.only([TEXT]), "mlx-vlm") is None
 
 
+@pytest.mark.parametrize("runtime", Runtime)
+@pytest.mark.parametrize("spec", [E2B, MIXED, cut([7])], ids=["e2b", "mixed", "fewer producers"])
+def test_what_no_slice_meets_is_said_and_nothing_that_another_would(spec: SliceSpec, runtime: Runtime) -> None:
+    text_only = E4B.only([TEXT])
+    lacking = {
+        Runtime.ollama: "has no tower for vision, one is always converted; keep it",
+        Runtime.mlx_vlm: "has no tower for vision and audio, both are always built; keep both",
+        Runtime.mistral_rs: "has no tower for vision and audio, both are always built; keep both",
+        Runtime.mlx_lm: "is a text-only model, of which only the multimodal kind is known; keep a tower",
+        Runtime.litert: verdict("LiteRT", MIXED).reasons[0],
+    }
+    assert (nearest(spec, text_only, runtime.name) is None) is (runtime in lacking)
+    if runtime in lacking:
+        assert never_met(spec, text_only, runtime.name) == (lacking[runtime],)
+
+
 def test_an_unknown_runtime_is_refused() -> None:
     with pytest.raises(SliceError, match=r"runtime 'onnx' is not known; choose one of transformers, vLLM, llama\.cpp"):
         nearest(MIXED, E4B, "onnx")
     assert Runtime.named("LLAMA.CPP") is Runtime.named("llama_cpp") is Runtime.llama_cpp
-
-
-def test_each_runtime_is_told_of_in_one_line() -> None:
-    lines = describe(preflight(MIXED, E4B, has_dead_kv=True))
-    assert lines[0] == "transformers runs"
-    assert lines[2].startswith("llama.cpp    does not run: widths differ")
-    assert len(lines) == len(Runtime)
-    assert max(map(len, lines)) <= 160
 
 
 def test_the_page_about_runtimes_is_what_the_rules_say() -> None:
