@@ -20,7 +20,7 @@ from model.gemma3n import Gemma3n
 from model.slicing.adapter import ADAPTER_WEIGHTS_FILE
 from model.slicing.checkpoint import carry_files
 from model.slicing.cuts import Placement
-from model.slicing.lineage import LINEAGE_FILE, read_lineage, write_lineage
+from model.slicing.lineage import LINEAGE_FILE, check_lineage, read_lineage, write_card, write_lineage
 from recipes.locate import find_checkpoint
 from recipes.output import check_new_directory
 from recipes.program import start
@@ -50,13 +50,18 @@ def merge_into(checkpoint: Path, adapter: Path, output: Path, *, max_shard_bytes
     """
     source = Checkpoint.open(checkpoint)
     check_adapter(source.config, adapter)
+    lineage = None
+    if (source.path / LINEAGE_FILE).is_file():
+        merged_from = {"merged": {"sha256": {ADAPTER_WEIGHTS_FILE: sha256(adapter / ADAPTER_WEIGHTS_FILE)}}}
+        lineage = read_lineage(source.path) | merged_from
+        check_lineage(lineage, source.config, str(source.path / LINEAGE_FILE))
     merged = merge(load_adapter(load(checkpoint, dtype=dtype_of(source, TOKEN_TABLE)), adapter))
 
     def add_files(directory: Path, hashes: Mapping[str, str]) -> None:
         carry_files(source.path, directory)
-        if (source.path / LINEAGE_FILE).is_file():
-            merged_from = {"merged": {"sha256": {ADAPTER_WEIGHTS_FILE: sha256(adapter / ADAPTER_WEIGHTS_FILE)}}}
-            write_lineage(read_lineage(source.path) | merged_from, hashes, directory)
+        if lineage is not None:
+            write_card(lineage, source.config, directory)
+            write_lineage(lineage, hashes, directory)
 
     write_checkpoint(
         with_updates(source, merged), source.config, output, max_shard_bytes=max_shard_bytes, extras=add_files

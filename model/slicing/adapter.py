@@ -27,10 +27,11 @@ from model.config import ModelConfig, TextConfig
 from model.errors import CheckpointError, SliceError
 from model.slicing.count import Layout
 from model.slicing.cuts import TOWER_PREFIXES, Kept, Placement, place
-from model.slicing.lineage import LINEAGE_FILE
+from model.slicing.lineage import write_lineage
 from model.slicing.submodel import SubModel
 from model.tower_config import Modality
 
+ADAPTER_DIRECTORY = "adapter"  # in a slice, where its part of an adapter lies
 ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of every tensor in a PEFT file
 BASE = ".base_layer"  # where PEFT keeps what it wraps
@@ -89,9 +90,10 @@ class CutAdapter:
 
     def write(self, directory: Path) -> None:
         """Write it into an empty directory."""
-        write_file(directory / ADAPTER_WEIGHTS_FILE, self.parts)
-        for name, content in ((ADAPTER_CONFIG_FILE, self.config), (LINEAGE_FILE, self.lineage)):
-            (directory / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        hashes = {ADAPTER_WEIGHTS_FILE: write_file(directory / ADAPTER_WEIGHTS_FILE, self.parts)}
+        content = json.dumps(self.config, indent=2, sort_keys=True) + "\n"
+        (directory / ADAPTER_CONFIG_FILE).write_text(content, encoding="utf-8")
+        write_lineage(self.lineage, hashes, directory)
 
 
 def prepare_adapter(source: Path, sub: SubModel, config: ModelConfig) -> CutAdapter:

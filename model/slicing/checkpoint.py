@@ -98,7 +98,7 @@ class Cut:
 
         def add_files(directory: Path, hashes: Mapping[str, str]) -> None:
             self.carry(directory)
-            write_card(self.lineage, self.parent, self.small, directory)
+            write_card(self.lineage, self.small, directory)
             write_lineage(self.lineage, hashes, directory)
 
         fill(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -37,8 +38,7 @@ tags:
 
 # {name}
 
-A sub-model of a Gemma 3n checkpoint{parent}, cut out by matslice {version}. No weight was changed: each is a part of
-the parent's tensor of that name.
+A sub-model of a Gemma 3n checkpoint{parent}, cut out by matslice {version}. {weights}
 
 | | |
 |---|---|
@@ -49,11 +49,22 @@ the parent's tensor of that name.
 | effective parameters | {effective_parameters:,} that are computed with; {published:,} by the published convention, \
 which counts keys and values that nothing reads |
 {more}
-`{lineage}` says which part of which parent this is, and holds the SHA-256 of every file:
+`{lineage}` says which part of which parent this is, and holds the SHA-256 of every file beside it:
 `matslice verify checkpoint=DIRECTORY` checks them.
 
 Use is subject to the Gemma Terms of Use: <https://ai.google.dev/gemma/terms>.
 """
+
+UNCHANGED = """\
+No weight was changed: each is a part of
+the parent's tensor of that name."""
+MERGED = """\
+Then an adapter was merged
+into it: the weights that the adapter was trained on are not the parent's any more, all others are parts of the
+parent's tensors of that name."""
+OF_MERGED = """
+An adapter had been merged into that parent, or into one it was cut out of."""
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def lineage_of(source: Checkpoint, wanted: ModelConfig, sub: SubModel, dead_kv: DeadKV) -> dict[str, Any]:
@@ -66,6 +77,10 @@ def lineage_of(source: Checkpoint, wanted: ModelConfig, sub: SubModel, dead_kv: 
         dead_kv: What becomes of keys and values that nothing computes with.
     """
     parent: dict[str, Any] = {"fingerprint": source.fingerprint(), "layers": wanted.text.num_hidden_layers}
+    if (name := name_of(source)) is not None:
+        parent["name"] = name
+    if sub.audio_layers is not None and wanted.audio is not None:
+        parent["audio_layers"] = wanted.audio.conf_num_hidden_layers
     if (source.path / LINEAGE_FILE).is_file():
         parent["slice"] = read_lineage(source.path)
     vocabulary = sub.vocabulary and {
@@ -144,21 +159,37 @@ def sub_model_of(lineage: Mapping[str, Any], where: str) -> SubModel:
         raise CheckpointError(f"{where}: does not say which part of its parent this is ({error}); slice anew") from None
 
 
-def write_card(lineage: Mapping[str, Any], source: Checkpoint, small: ModelConfig, directory: Path) -> None:
-    """Write the model card; ``small`` is the sub-model's config."""
-    spec, parent_layers = lineage["spec"], lineage["parent"]["layers"]
-    skipped = sorted(set(range(parent_layers)) - set(spec["kept_layers"]))
+def write_card(lineage: Mapping[str, Any], small: ModelConfig, directory: Path) -> None:
+    """Write the model card of what ``slice.json`` tells of; ``small`` is the sub-model's config."""
+    (directory / CARD_FILE).write_text(card_of(lineage, small), encoding="utf-8")
+
+
+def check_lineage(lineage: Mapping[str, Any], small: ModelConfig, where: str) -> None:
+    """Raise CheckpointError unless there is all that a card tells; ``where`` is said of it."""
+    try:
+        card_of(lineage, small)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{where}: does not say what a model card tells ({error!r}); slice anew") from None
+
+
+def card_of(lineage: Mapping[str, Any], small: ModelConfig) -> str:
+    """The model card."""
+    spec, parent = lineage["spec"], lineage["parent"]
+    skipped = sorted(set(range(parent["layers"])) - set(spec["kept_layers"]))
     more = ""
     if lineage["audio_layers"] is not None:
         more += f"| audio tower | layers {list(lineage['audio_layers'])} of the parent's |\n"
-    if small.text.vocab_size != source.config.text.vocab_size:
-        more += f"| vocabulary | {small.text.vocab_size:,} ids of the parent's {source.config.text.vocab_size:,} |\n"
-    card = CARD.format(
+    if lineage["vocabulary"] is not None:
+        ids = small.text.vocab_size
+        whole = ids - small.text.vocab_size_per_layer_input + lineage["vocabulary"]["parent_size"]
+        more += f"| vocabulary | {ids:,} ids of the parent's {whole:,} |\n" if ids < whole else ""
+    return CARD.format(
         name=spec["name"],
-        parent=name_of(source),
+        parent=f" (`{parent['name']}`)" if "name" in parent else "",
         version=version("matslice"),
+        weights=told_of_weights(lineage),
         layers=len(spec["kept_layers"]),
-        parent_layers=parent_layers,
+        parent_layers=parent["layers"],
         skipped=f" (without {', '.join(map(str, skipped))})" if skipped else "",
         widths=", ".join(map(str, run_lengths(spec["ffn_widths"]))),
         modalities=", ".join(lineage["modalities"]),
@@ -167,13 +198,23 @@ def write_card(lineage: Mapping[str, Any], source: Checkpoint, small: ModelConfi
         lineage=LINEAGE_FILE,
         **{key: lineage[key] for key in ("parameters", "text_parameters", "effective_parameters")},
     )
-    (directory / CARD_FILE).write_text(card, encoding="utf-8")
 
 
-def name_of(source: Checkpoint) -> str:
-    """How a card calls the parent: by the name its config gives, or by nothing; never by a path on this machine."""
+def told_of_weights(lineage: Mapping[str, Any]) -> str:
+    """Whether the weights are still those of the parent, and the parent's those that were published."""
+    earlier = lineage["parent"].get("slice")
+    while isinstance(earlier, dict) and "merged" not in earlier:
+        parent = earlier.get("parent")
+        earlier = parent.get("slice") if isinstance(parent, dict) else None
+    return (MERGED if "merged" in lineage else UNCHANGED) + (OF_MERGED if earlier else "")
+
+
+def name_of(source: Checkpoint) -> str | None:
+    """The name on the hub that a parent's config gives; None for all else, as a place on this machine."""
     name = source.config.published.get("_name_or_path")
-    return f" (`{name}`)" if isinstance(name, str) and name and not name.startswith((".", "/")) else ""
+    if not isinstance(name, str) or not HUB_NAME.fullmatch(name) or Path(name).exists():
+        return None
+    return name
 
 
 def run_lengths(widths: Sequence[int]) -> list[str]:

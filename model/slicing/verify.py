@@ -16,13 +16,14 @@ from model.checkpoint.reader import INDEX_FILE, Checkpoint, first_few, sha256
 from model.checkpoint.writer import Part
 from model.config import CONFIG_FILE, ModelConfig
 from model.errors import CheckpointError, ConfigError, SliceError, counted
+from model.slicing.adapter import ADAPTER_CONFIG_FILE, ADAPTER_DIRECTORY, ADAPTER_WEIGHTS_FILE
 from model.slicing.checkpoint import parts
 from model.slicing.config import slice_config
 from model.slicing.cuts import Placement
 from model.slicing.dead_kv import DeadKV
 from model.slicing.lineage import LINEAGE_FILE, counts_of, read_lineage, sub_model_of
 from model.slicing.spec import SliceSpec
-from model.slicing.submodel import SubModel
+from model.slicing.submodel import SubModel, check_audio_layers
 
 Told = Callable[[str], None]
 
@@ -51,7 +52,11 @@ def verify(path: Path, *, parent: Path | None = None, told: Told = print) -> Non
     lineage = read_lineage(path)
     sub = sub_model_of(lineage, str(path / LINEAGE_FILE))
     fingerprint, layers = parent_of(lineage, str(path / LINEAGE_FILE))
-    faults += faults_of_files(checkpoint, lineage.get("checksums"), told)
+    refuse_impossible(lineage, sub, layers, str(path / LINEAGE_FILE))
+    weights = {tensor.path.name for tensor in checkpoint.tensors.values()}
+    faults += faults_of_files(path, lineage.get("checksums"), {CONFIG_FILE, *weights}, told)
+    if (adapter := path / ADAPTER_DIRECTORY).is_dir():
+        faults += faults_of_adapter(adapter, told)
     faults += faults_of_claims(wanted, lineage, sub)
     if parent is not None:
         faults += faults_against(checkpoint, Checkpoint.open(parent), lineage, told)
@@ -70,6 +75,31 @@ def parent_of(lineage: Mapping[str, Any], where: str) -> tuple[str, int]:
         case {"fingerprint": str(fingerprint), "layers": int(layers)}:
             return fingerprint, layers
     raise CheckpointError(f"{where}: does not say which parent this is a part of; slice anew")
+
+
+def dead_kv_of(lineage: Mapping[str, Any], where: str) -> DeadKV:
+    """What became of keys and values that nothing reads.
+
+    Raises:
+        CheckpointError: Nothing that is known here; ``where`` is said of it.
+    """
+    try:
+        return DeadKV(lineage.get("dead_kv", DeadKV.keep))
+    except ValueError as error:
+        raise CheckpointError(f"{where}: says nothing known of unread keys and values ({error}); slice anew") from None
+
+
+def refuse_impossible(lineage: Mapping[str, Any], sub: SubModel, layers: int, where: str) -> None:
+    """Raise CheckpointError if no parent of this many layers has such a part; ``where`` is said of it."""
+    dead_kv_of(lineage, where)
+    try:
+        sub.spec.check_layers(layers)
+        if sub.audio_layers is not None:
+            # Without the parent's number of them, their order can be held against nothing but itself.
+            most = lineage["parent"].get("audio_layers", max(sub.audio_layers, default=0) + 1)
+            check_audio_layers(sub.name, sub.audio_layers, most)
+    except (SliceError, TypeError) as error:
+        raise CheckpointError(f"{where}: says what no parent has as a part ({error}); slice anew") from None
 
 
 def faults_of_claims(config: ModelConfig, lineage: Mapping[str, Any], sub: SubModel) -> Iterator[str]:
@@ -109,32 +139,47 @@ def faults_of_index(checkpoint: Checkpoint) -> Iterator[str]:
         yield f"{INDEX_FILE} says total_size {told}, but the tensors have {found} bytes"
 
 
-def faults_of_files(checkpoint: Checkpoint, checksums: object, told: Told) -> Iterator[str]:
-    """Files that are missing, or changed since the slice was written, or were not there then."""
+def faults_of_files(path: Path, checksums: object, needed: set[str], told: Told, *, within: str = "") -> Iterator[str]:
+    """Files that are missing, or changed since the slice was written, or were not there then.
+
+    Args:
+        path: The directory.
+        checksums: What its ``slice.json`` says they are.
+        needed: Names of files that must be among them.
+        told: Hears of it if all is in order.
+        within: What stands before a name when it is told.
+    """
     if not isinstance(checksums, dict):
-        yield f"{LINEAGE_FILE} has no checksums"
+        yield f"{within}{LINEAGE_FILE} has no checksums"
         return
-    path = checkpoint.path
-    if unknown := sorted({CONFIG_FILE, *(tensor.path.name for tensor in checkpoint.tensors.values())} - set(checksums)):
-        yield f"{LINEAGE_FILE} has no checksum of {first_few(unknown)}"
+    if unknown := sorted(needed - set(checksums)):
+        yield f"{within}{LINEAGE_FILE} has no checksum of {first_few(unknown)}"
     missing = sorted(name for name in checksums if not (path / name).is_file())
     changed = [name for name in sorted(checksums.keys() - set(missing)) if sha256(path / name) != checksums[name]]
     if missing:
-        yield f"{first_few(missing)} missing"
+        yield f"{first_few([within + name for name in missing])} missing"
     if changed:
-        yield f"{first_few(changed)} changed since the slice was written (SHA-256 differs)"
+        names = first_few([within + name for name in changed])
+        yield f"{names} changed since the slice was written (SHA-256 differs)"
     if not missing and not changed:
-        told(f"{len(checksums)} files have the SHA-256 that {LINEAGE_FILE} says")
+        told(f"{len(checksums)} files have the SHA-256 that {within}{LINEAGE_FILE} says")
+
+
+def faults_of_adapter(path: Path, told: Told) -> Iterator[str]:
+    """As ``faults_of_files``, of the part of an adapter that lies in a slice."""
+    within = f"{path.name}/"
+    if not (path / LINEAGE_FILE).is_file():
+        yield f"{within}{LINEAGE_FILE} missing"
+        return
+    needed = {ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE}
+    yield from faults_of_files(path, read_lineage(path).get("checksums"), needed, told, within=within)
 
 
 def faults_against(checkpoint: Checkpoint, parent: Checkpoint, lineage: Mapping[str, Any], told: Told) -> Iterator[str]:
     """How a sub-model differs from that part of a parent."""
     where = str(checkpoint.path / LINEAGE_FILE)
     sub = sub_model_of(lineage, where)
-    try:
-        dead_kv = DeadKV(lineage.get("dead_kv", DeadKV.keep))
-    except ValueError as error:
-        raise CheckpointError(f"{where}: says nothing known of unread keys and values ({error}); slice anew") from None
+    dead_kv = dead_kv_of(lineage, where)
     if parent_of(lineage, where)[0] != parent.fingerprint():
         yield f"{parent.path} is another parent than {LINEAGE_FILE} says (fingerprints differ)"
     try:

@@ -133,11 +133,19 @@ def test_the_card_is_silent_about_what_was_not_cut(parent: Path, tmp_path: Path)
         ("google/gemma-3n-E4B-it", "checkpoint (`google/gemma-3n-E4B-it`), cut out"),
         ("/home/somebody/weights", "checkpoint, cut out"),
         ("./weights", "checkpoint, cut out"),
+        ("weights/private/e4b", "checkpoint, cut out"),
+        ("weights/e4b", "checkpoint, cut out"),  # is there
+        ("~/weights", "checkpoint, cut out"),
+        ("e4b", "checkpoint, cut out"),
         ("", "checkpoint, cut out"),
         (None, "checkpoint, cut out"),
     ],
 )
-def test_the_card_names_the_parent_but_no_place_on_this_machine(tmp_path: Path, name: str | None, told: str) -> None:
+def test_the_card_names_the_parent_but_no_place_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str | None, told: str
+) -> None:
+    (tmp_path / "weights" / "e4b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     config = ModelConfig(text=TINY_TEXT, published={"model_type": "gemma3n_text", "_name_or_path": name})
     save_tensors([(name, p.detach()) for name, p in tiny_model().named_parameters()], config, tmp_path / "parent")
     slice_checkpoint(tmp_path / "parent", tmp_path / "small", SubModel(SPEC))

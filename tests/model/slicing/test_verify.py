@@ -21,7 +21,7 @@ from model.errors import CheckpointError, ConfigError
 from model.slicing.adapter import slice_adapter
 from model.slicing.checkpoint import slice_checkpoint
 from model.slicing.dead_kv import DeadKV
-from model.slicing.lineage import LINEAGE_FILE, read_lineage
+from model.slicing.lineage import CARD_FILE, LINEAGE_FILE, read_lineage
 from model.slicing.spec import SliceSpec
 from model.slicing.submodel import SubModel
 from model.slicing.verify import verify
@@ -148,6 +148,22 @@ def test_a_slice_with_an_adapter_merged_is_as_it_says_but_not_its_parents(parent
     merge_into(tmp_path / "small", tmp_path / "cut", tmp_path / "merged")
     told = told_of(tmp_path / "merged", parent)
     assert "an adapter was merged since, so the tensors are not the parent's" in told
+    card = (tmp_path / "merged" / CARD_FILE).read_text(encoding="utf-8")
+    assert "Then an adapter was merged\ninto it" in card
+    assert "No weight was changed" not in card
+    unmerged = (tmp_path / "small" / CARD_FILE).read_text(encoding="utf-8")
+    assert card.partition("| |")[2] == unmerged.partition("| |")[2]
+    slice_checkpoint(tmp_path / "merged", tmp_path / "less", SubModel(SliceSpec("less", (0, 1, 2), (8,) * 3)))
+    slice_checkpoint(tmp_path / "less", tmp_path / "least", SubModel(SliceSpec("least", (0, 1, 2), (4,) * 3)))
+    for name in ("less", "least"):
+        card = (tmp_path / name / CARD_FILE).read_text(encoding="utf-8")
+        assert "No weight was changed" in card
+        assert "An adapter had been merged into that parent" in card
+    assert "merged" not in unmerged
+    lineage(parent=None)(tmp_path / "small")
+    with pytest.raises(CheckpointError, match=r"slice\.json: does not say what a model card tells"):
+        merge_into(tmp_path / "small", tmp_path / "cut", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
     flip(tmp_path / "merged" / "model.safetensors", -1)
     with pytest.raises(CheckpointError, match=r"model\.safetensors changed since"):
         verify(tmp_path / "merged")
@@ -229,6 +245,14 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "no checksum of the weights": (
         lambda small: unlisted(next(small.glob(f"{SECOND}*")).name)(small), f"slice.json has no checksum of {SECOND}",
     ),
+    "layers out of order": (
+        spec(kept_layers=[0, 1, 2, 7, 6, 8]), r"slice\.json: says what no parent has .* must be ascending",
+    ),
+    "layers behind the parent's": (
+        spec(kept_layers=[0, 1, 2, 6, 7, 99]), "says what no parent has as a part .*0 to 99, but this model has layers",
+    ),
+    "audio layers out of order": (lineage(audio_layers=[2, 0, 1]), r"keeps layers \[2, 0, 1\] of the audio tower"),
+    "unread keys and values of no kind": (lineage(dead_kv="x"), "says nothing known of unread keys and values"),
     "no sub-model": (lineage(spec=None), "slice.json: does not say which part of its parent this is"),
     "a modality of no kind": (lineage(modalities=["smell"]), "does not say which part of its parent this is"),
     "no parent": (lineage(parent=None), "slice.json: does not say which parent this is a part of; slice anew"),
@@ -244,6 +268,27 @@ def test_what_is_not_as_it_was_is_found(what: str, small: Path) -> None:
     damage(small)
     with pytest.raises((CheckpointError, ConfigError), match=found):
         verify(small, told=lambda _: None)
+
+
+def test_audio_layers_behind_the_parents_are_found(parent: Path, tmp_path: Path) -> None:
+    slice_checkpoint(parent, tmp_path / "small", SubModel(SPEC, audio_layers=(0, 1)))
+    lineage(audio_layers=[1, 7])(tmp_path / "small")
+    with pytest.raises(CheckpointError, match=r"says what no parent has .* among 0 to 2\)"):
+        verify(tmp_path / "small")
+
+
+def test_the_adapter_in_a_slice_is_verified_with_it(small: Path, tmp_path: Path) -> None:
+    save_adapter(attach(tiny_model(WHOLE), AdapterConfig(rank=4, alpha=8)), tmp_path / "trained")
+    slice_adapter(tmp_path / "trained", small / "adapter", SMALL, WHOLE)
+    assert "2 files have the SHA-256 that adapter/slice.json says" in told_of(small)
+    flip(small / "adapter" / "adapter_model.safetensors", -1)
+    (small / "adapter" / "adapter_config.json").unlink()
+    found = r"adapter/adapter_config\.json missing; adapter/adapter_model\.safetensors changed since the slice"
+    with pytest.raises(CheckpointError, match=found):
+        verify(small)
+    (small / "adapter" / LINEAGE_FILE).unlink()
+    with pytest.raises(CheckpointError, match=r"adapter/slice\.json missing"):
+        verify(small)
 
 
 def test_all_that_is_wrong_is_said_at_once(small: Path) -> None:
