@@ -38,14 +38,25 @@ def test_nothing_is_said_of_what_google_published(name: str) -> None:
         ([], [WIDE] * 22 + [12288] + [WIDE] * 12, ["layer 22 is narrowed, but trained at full width only"]),
         ([20, 21], [], ["layers 20-21 of block 20-24 are left out, but training left out the whole block or nothing"]),
         ([25, 26, 27, 28, 29], [], ["block 25-29 is left out, which training never did; only layers 20-24 may go"]),
-        ([3, 26], [], ["layer 3 of block 0-4 is left out, which", "layer 26 of block 25-29 is left out, which"]),
+        (
+            [3, 26],
+            [],
+            ["layer 3 of block 0-4 and layer 26 of block 25-29 are left out, which training never did; only layers"],
+        ),
+        ([], [12300] + [WIDE] * 34, ["further (at 12288: 12300 is no multiple of 16, which accelerators compute more"]),
         (
             [],
-            [12300] + [WIDE] * 34,
-            ["of layer 0 was never trained", "layer 0 is no multiple of 16, which accelerators"],
+            [7] + [WIDE] * 34,
+            ["it is below both 8192 and 16384, the widths of Gemma 3n's training; ask for 8192, or"],
         ),
-        ([], [12300] + [WIDE] * 34, ["ask for 8192 or 16384", "accelerators compute more slowly; ask for 12288"]),
-        ([], [7] + [WIDE] * 34, ["width 7 of layer 0 was never trained: it is below both", "more slowly; ask for 16"]),
+        ([], [7] + [WIDE] * 34, ["or train the slice further (at 16: 7 is no multiple of 16, which accelerators"]),
+        (
+            [],
+            [4096, 6144, 12288] + [WIDE] * 32,
+            ["widths 4096 to 12288 of layers 0-2 were never trained: they are not 8192 and 16384, the widths of Gem"],
+        ),
+        ([], [4097, 6145] + [WIDE] * 33, ["are below both 8192 and 16384, the widths of Gemma 3n's training; ask for"]),
+        ([], [4097, 6145] + [WIDE] * 33, ["ask for 8192, or train the slice further (at multiples of 16: others are"]),
     ],
 )
 def test_what_was_never_trained_is_said_with_its_remedy(
@@ -66,7 +77,23 @@ def test_a_slice_of_e2b_is_not_told_that_its_layers_behind_20_are_optional() -> 
 
 
 def test_a_parent_of_another_shape_is_taken_to_be_trained_alike() -> None:
-    (slower,) = notes([3, 4, 5], [24], TINY_TEXT)
-    assert slower.startswith("width 24 of layers 0-2, 6-8 is no multiple of 16")
+    assert notes([3, 4, 5], [24], TINY_TEXT) == []  # half of it, though no multiple of 16
     (untrained,) = notes([3, 4, 5], [32], TINY_TEXT)
-    assert untrained.startswith("width 32 of layers 0-2, 6-8 was never trained: it is between 24 and 48")
+    assert untrained.startswith("width 32 of layers 0-2, 6-8 was never trained: it is between 24 and 48, the widths of")
+    assert "of training, taken for granted to be like Gemma 3n's; ask for 24 or 48, or train" in untrained
+    (narrowed,) = notes([], [48] * 3 + [24] + [48] * 5, TINY_TEXT)
+    assert "layer 3 is narrowed, but trained at full width only: a smaller size, taken for granted as Gem" in narrowed
+
+
+@pytest.mark.parametrize("config", [E4B, TINY_TEXT], ids=["e4b", "tiny"])
+@pytest.mark.parametrize("divisor", [2, 3, 5, 7])
+def test_what_a_note_asks_for_is_not_warned_of(config: TextConfig, divisor: int) -> None:
+    width = config.intermediate_size[0] // divisor
+    for note in notes([], [width, *config.intermediate_size[1:]], config):
+        assert (asked := re.search(r"ask for (\d+)", note))
+        assert notes([], [int(asked[1]), *config.intermediate_size[1:]], config) == []
+
+
+def test_every_layer_of_its_own_width_is_told_in_one_note() -> None:
+    widths = [width - 16 * layer - 16 for layer, width in enumerate(E4B.intermediate_size)]
+    assert len(notes([*BLOCK], [width for layer, width in enumerate(widths) if layer not in BLOCK])) == 1
