@@ -51,7 +51,8 @@ def explain(error: Exception, *, recipe: str, schema: type) -> str:
         case OverrideParseException():
             return (
                 f"'{error.override}' is not understood ({error.message.splitlines()[0]}); write key=value, a list as"
-                " key=[1,2], and put the whole of it in single quotes where the shell would change it"
+                """ key=[1,2], and a text with other characters than letters and digits in quotes of both kinds, as in
+ 'key="a text"'""".replace("\n", "")
             )
         case HydraException() if isinstance(cause := error.__cause__ or error.__context__, MissingMandatoryValue):
             return explain_missing([cause.full_key or str(cause.key)], recipe=recipe)
