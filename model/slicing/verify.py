@@ -4,18 +4,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from model.checkpoint.blocks import StoredPart
 from model.checkpoint.checking import check_head, check_tensors
-from model.checkpoint.names import ours
+from model.checkpoint.names import ours, unused
 from model.checkpoint.reader import INDEX_FILE, Checkpoint, first_few, sha256
 from model.checkpoint.writer import Part
 from model.config import CONFIG_FILE, ModelConfig
 from model.errors import CheckpointError, ConfigError, SliceError, counted
+from model.json_object import json_object
 from model.slicing.adapter import ADAPTER_CONFIG_FILE, ADAPTER_DIRECTORY, ADAPTER_WEIGHTS_FILE
 from model.slicing.checkpoint import parts
 from model.slicing.config import slice_config
@@ -45,7 +45,10 @@ def verify(path: Path, *, parent: Path | None = None, told: Told = print) -> Non
     check_head(checkpoint)
     told(f"{len(checkpoint.names())} tensors have the names and shapes that config.json asks for")
     faults = list(faults_of_index(checkpoint))
+    faults += faults_of_strays(checkpoint)
     if not (path / LINEAGE_FILE).is_file():
+        if parent is not None:
+            faults.append(f"there is no {LINEAGE_FILE}, which says what part of a parent this is")
         refuse(path, faults)
         told(f"there is no {LINEAGE_FILE}: no checksums or lineage to check")
         return
@@ -132,11 +135,18 @@ def faults_of_index(checkpoint: Checkpoint) -> Iterator[str]:
     path = checkpoint.path / INDEX_FILE
     if not path.is_file():
         return
-    metadata = json.loads(path.read_text(encoding="utf-8")).get("metadata")
+    metadata = json_object(path.read_bytes()).get("metadata")
     told = metadata.get("total_size") if isinstance(metadata, dict) else None
     found = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     if told is not None and told != found:
         yield f"{INDEX_FILE} says total_size {told}, but the tensors have {found} bytes"
+
+
+def faults_of_strays(checkpoint: Checkpoint) -> Iterator[str]:
+    """Weight files that are none of the checkpoint's: what reads every file it finds would read them, too."""
+    known = {tensor.path.name for tensor in checkpoint.tensors.values()}
+    if strays := sorted(path.name for path in checkpoint.path.glob("*.safetensors") if path.name not in known):
+        yield f"{first_few(strays)} there besides, of which nothing tells"
 
 
 def faults_of_files(path: Path, checksums: object, needed: set[str], told: Told, *, within: str = "") -> Iterator[str]:
@@ -206,7 +216,10 @@ def faults_against(checkpoint: Checkpoint, parent: Checkpoint, lineage: Mapping[
         if names:
             yield f"{counted(len(names), 'tensor')} {what} ({first_few(names)})"
     if not missing and not surplus and not differing:
-        told(f"{len(checkpoint.tensors)} tensors are the parent's, byte for byte")
+        filled = len(unused(checkpoint.config.text)) if dead_kv is DeadKV.zeros else 0
+        told(f"{len(checkpoint.tensors) - filled} tensors are the parent's, byte for byte")
+        if filled:
+            told(f"{filled} keys and values that nothing reads are zeros, norms of them ones, as asked for")
 
 
 def digest(part: Part) -> bytes:

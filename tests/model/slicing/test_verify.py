@@ -117,7 +117,10 @@ def test_a_slice_is_as_it_says_and_its_parents_byte_for_byte(what: str, parent: 
     told = told_of(tmp_path / "small", parent)
     assert f"{tensors} tensors have the names and shapes that config.json asks for" in told
     assert f"{files} files have the SHA-256 that slice.json says" in told
-    assert f"{tensors} tensors are the parent's, byte for byte" in told
+    small = ModelConfig.read(tmp_path / "small").text
+    filled = len(unused(small)) if dead_kv is DeadKV.zeros else 0
+    assert f"{tensors - filled} tensors are the parent's, byte for byte" in told
+    assert (f"{filled} keys and values that nothing reads are zeros" in told) == (filled > 0)
     fingerprint = Checkpoint.open(parent).fingerprint()[:16]
     assert told.endswith(
         f"lineage: '{sub.name}', {len(sub.spec.kept_layers)} of 9 layers, of the parent {fingerprint}…"
@@ -128,6 +131,17 @@ def test_zeros_that_the_parent_did_not_have_are_no_fault(tmp_path: Path) -> None
     parent = write(tmp_path / "parent", tiny_config(), dead=False)
     slice_checkpoint(parent, tmp_path / "small", SMALL, dead_kv=DeadKV.zeros)
     assert "are the parent's, byte for byte" in told_of(tmp_path / "small", parent)
+
+
+def test_without_a_lineage_nothing_is_compared_with_a_parent(parent: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"there is no slice\.json, which says what part of a parent this is"):
+        verify(parent, parent=parent)
+
+
+def test_a_weight_file_that_nothing_tells_of_is_found(small: Path) -> None:
+    shutil.copyfile(next(small.glob("*.safetensors")), small / "model-00001-of-00099.safetensors")
+    with pytest.raises(CheckpointError, match=r"model-00001-of-00099\.safetensors there besides"):
+        verify(small)
 
 
 def test_a_slice_of_a_slice_is_verified_against_its_own_parent(parent: Path, whole: Path, tmp_path: Path) -> None:
