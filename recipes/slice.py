@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from model.checkpoint.directory import check_room, check_target, whole_directory
-from model.checkpoint.names import unused
+from model.checkpoint.names import TOKEN_TABLE, unused
 from model.checkpoint.reader import Checkpoint
 from model.checkpoint.shapes import model_shapes
 from model.checkpoint.writer import SHARD_BYTES
 from model.config import CONFIG_FILE, ModelConfig
-from model.errors import ConfigError
+from model.errors import CheckpointError, ConfigError
 from model.processor.trimming import Trimming
 from model.slicing.adapter import CutAdapter, prepare_adapter
 from model.slicing.advice import advice
@@ -37,6 +37,7 @@ from recipes.progress import progress_bar
 from recipes.sizes import find_slice, resolve_slice, with_towers
 from recipes.vocabulary import VocabularyConfig, chosen_vocabulary
 
+NOT_COMPUTED = "F16"  # a dtype that checkpoints can be cut in, but no model be built
 ADAPTER = "adapter"  # where a sliced adapter goes, inside the sliced checkpoint
 
 
@@ -57,9 +58,21 @@ class SliceRecipe:
     adapter_path: Path | None = None  # directory of a trained adapter
     merge: bool = False  # fold the adapter into the weights instead of cutting it too
     dead_kv: DeadKV = DeadKV.keep  # keys and values nothing computes with: keep the parent's, drop, or write zeros
-    max_shard_bytes: int = SHARD_BYTES  # of a weight file; a larger tensor gets a file of its own
+    max_shard_bytes: float = SHARD_BYTES  # of a weight file; a larger tensor gets a file of its own
     overwrite: bool = False  # replace the checkpoint that is at output
     check: bool = False  # afterwards compare parent and result on the same tokens; loads both
+
+    def __post_init__(self) -> None:
+        if not float(self.max_shard_bytes).is_integer():
+            raise ConfigError(
+                f"max_shard_bytes is {self.max_shard_bytes}; it must be a whole number of bytes, as in"
+                " max_shard_bytes=5e9"
+            )
+
+    @property
+    def shard_bytes(self) -> int:
+        """Size of a weight file."""
+        return int(self.max_shard_bytes)
 
 
 def run(recipe: SliceRecipe) -> None:
@@ -159,7 +172,7 @@ def prepare(
         recipe.output,
         sub,
         dead_kv=recipe.dead_kv,
-        max_shard_bytes=recipe.max_shard_bytes,
+        max_shard_bytes=recipe.shard_bytes,
         overwrite=recipe.overwrite,
         trimming=trimming,
     )
@@ -168,6 +181,11 @@ def prepare(
     cut_adapter = prepare_adapter(recipe.adapter_path, sub, source.config)
     refuse_within(recipe.adapter_path, recipe.output, whose="the adapter's")
     if recipe.merge:
+        if source.dtype(TOKEN_TABLE) == NOT_COMPUTED:
+            raise CheckpointError(
+                f"{source.path}: stored in float16, in which Gemma 3n's hidden states overflow, so nothing is merged in"
+                " it; cut the adapter beside it instead (merge=false), or store the checkpoint in bfloat16"
+            )
         from model.adapter.lora import check_adapter  # late: of all that slicing does, merging alone computes
 
         check_adapter(source.config, recipe.adapter_path)
@@ -190,7 +208,7 @@ def write_merged(cut: Cut, cut_adapter: CutAdapter, directory: Path, recipe: Sli
         (aside / part).mkdir(parents=True)
     write(cut, aside / "model", str(cut.lineage["spec"]["name"]))
     cut_adapter.write(aside / ADAPTER)
-    merge_into(aside / "model", aside / ADAPTER, aside / "merged", max_shard_bytes=recipe.max_shard_bytes)
+    merge_into(aside / "model", aside / ADAPTER, aside / "merged", max_shard_bytes=recipe.shard_bytes)
     for path in sorted((aside / "merged").iterdir()):
         path.rename(directory / path.name)
     shutil.rmtree(aside)
@@ -219,7 +237,7 @@ def slice_under_bar(source: Checkpoint, target: Path, sub: SubModel, recipe: Sli
             target,
             sub,
             dead_kv=recipe.dead_kv,
-            max_shard_bytes=recipe.max_shard_bytes,
+            max_shard_bytes=recipe.shard_bytes,
             progress=progress,
         )
 

@@ -51,6 +51,14 @@ def test_layers_and_widths_are_sliced_without_naming_a_slice(weights: Path, tmp_
     assert shape_of(tmp_path / "out") == (6, HALF.ffn_widths)
 
 
+def test_a_size_of_files_may_be_written_as_a_budget_is(weights: Path, tmp_path: Path) -> None:
+    words = ["slice", f"checkpoint={weights}", "slice=full", f"output={tmp_path / 'out'}"]
+    assert main([*words, "max_shard_bytes=1.5e5"]) == 0
+    sizes = [path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors")]
+    assert len(sizes) > 1
+    assert max(sizes) < 200_000
+
+
 def test_a_row_of_googles_table_is_its_file_in_conf() -> None:
     spec = resolve_slice(SliceConfig(name="custom", row=E2B), E4B)
     assert spec == resolve_slice(SliceConfig(name="e2b", skip_layers=[20, 21, 22, 23, 24], ffn_widths=[8192]), E4B)

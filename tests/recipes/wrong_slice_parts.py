@@ -73,6 +73,12 @@ ADAPTERS: Requests = {
         with_adapter(lambda at: at.lora_with(ADAPTER_WEIGHTS_FILE, b'half')), "cut short or not a safetensors file",
     ),
     "merging nothing": (sliced("merge=true"), "merge=true needs an adapter to merge; give adapter_path=DIRECTORY"),
+    "merging in float16": (
+        with_adapter(
+            lambda at: at.adapter, "merge=true",
+            lambda at: f"checkpoint={at.tensors(lambda t: t.update({name: one.half() for name, one in t.items()}))}",
+        ), "broken: stored in float16, in which Gemma 3n's hidden states overflow, so nothing is merged in it; cut the",
+    ),
     "merging what does not merge": (
         with_adapter(lambda at: at.lora(modules_to_save=["norm"]), "merge=true"), "does not fit this model: 77 missing",
     ),
@@ -135,7 +141,11 @@ PLACES: Requests = {
 PARTS: Requests = {
     "files of no size": (sliced("max_shard_bytes=0"), "max_shard_bytes is 0; it must be at least 1, and is in bytes"),
     "files of less than nothing": (sliced("max_shard_bytes=-5"), "max_shard_bytes is -5; it must be at least 1"),
-    "files of some size": (sliced("max_shard_bytes=5GB"), "max_shard_bytes is '5GB'; it must be a whole number"),
+    "files of some size": (sliced("max_shard_bytes=5GB"), "max_shard_bytes is '5GB'; it must be a number"),
+    "files of half a byte": (
+        sliced("max_shard_bytes=1.5"), "max_shard_bytes is 1.5; it must be a whole number of bytes, as in",
+    ),
+    "files of no end": (sliced("max_shard_bytes=inf"), "max_shard_bytes is inf; it must be a whole number of bytes"),
     "unread keys and values in words": (sliced("dead_kv=maybe"), "dead_kv is 'maybe'; allowed are keep, drop, zeros"),
     "a tower of no kind": (
         media("modalities=[text,smell]"), "modalities[1] is 'smell'; allowed are text, vision, audio",

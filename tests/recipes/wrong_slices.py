@@ -37,7 +37,7 @@ def worded(*more: str | Callable[[SlicePlaces], str]) -> Words:
     return sliced(lambda at: f"checkpoint={at.worded}", *more)
 
 
-def with_adapter(broken: Callable[[SlicePlaces], Path], *more: str) -> Words:
+def with_adapter(broken: Callable[[SlicePlaces], Path], *more: str | Callable[[SlicePlaces], str]) -> Words:
     """``matslice slice`` with an adapter that is not as it should be."""
     return sliced(lambda at: f"adapter_path={broken(at)}", *more)
 
