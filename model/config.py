@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import ConfigError
+from model.json_object import json_object
 from model.tower_config import AudioConfig, Modality, VisionConfig, like
 
 CONFIG_FILE = "config.json"
@@ -255,14 +256,16 @@ class ModelConfig:
         """
         path = directory / CONFIG_FILE
         try:
-            published = json.loads(path.read_text(encoding="utf-8"))
+            published = json_object(path.read_bytes())
         except FileNotFoundError:
             raise ConfigError(f"{directory}: no {CONFIG_FILE} there; give the directory of a checkpoint") from None
         except json.JSONDecodeError as error:
             raise ConfigError(f"{path}:{error.lineno}: not JSON ({error.msg}); copy it anew") from None
         except UnicodeDecodeError as error:
             raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); copy it anew") from None
-        kind = published.get("model_type") if isinstance(published, dict) else None
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"{path}: cannot be read ({error}); copy it anew") from None
+        kind = published.get("model_type")
         if kind not in (MULTIMODAL, TEXT_ONLY):
             raise ConfigError(f"{path}: model_type is {kind!r}; matslice reads '{MULTIMODAL}' and '{TEXT_ONLY}'")
         try:

@@ -260,7 +260,7 @@ def read_adapter(directory: Path, config: TextConfig) -> tuple[LoraConfig, dict[
     try:
         lora = PeftConfig.from_pretrained(str(directory))
         tensors = load_file(directory / ADAPTER_WEIGHTS_FILE)
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{directory}: cannot be read as a PEFT adapter ({error})") from error
     if not isinstance(lora, LoraConfig) or lora.peft_type != PeftType.LORA:
         raise CheckpointError(f"{directory}: is a {lora.peft_type} adapter; only LoRA is supported")

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from model.checkpoint.format import StoredTensor, read_header
 from model.checkpoint.names import ours
 from model.config import ModelConfig
 from model.errors import CheckpointError
+from model.json_object import json_object
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
@@ -105,7 +105,7 @@ def weight_files(path: Path) -> dict[str, set[str] | None]:
     if not has_index:
         raise CheckpointError(f"{path}: no {WEIGHTS_FILE} or {INDEX_FILE} there; only safetensors are read")
     try:
-        homes = json.loads((path / INDEX_FILE).read_text(encoding="utf-8"))["weight_map"].items()
+        homes = json_object((path / INDEX_FILE).read_bytes())["weight_map"].items()
         if not all(isinstance(name, str) for _, name in homes):
             raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -17,11 +17,13 @@ from typing import Any
 import tokenizers
 
 from model.errors import CheckpointError, MatsliceError, SliceError
+from model.json_object import json_object
 from model.processor.derivation import Derivations
 from model.processor.tokenizer import MEDIA_FILES, TEMPLATE_FILE, TEXT_FILES, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 from model.slicing.vocabulary import Vocabulary, renumbered
 
 GENERATION_FILE = "generation_config.json"
+PROCESSOR_FIELD = "processor_class"  # of tokenizer_config.json: what transformers encodes media with
 ADDED_FILE = "added_tokens.json"
 SENTENCEPIECE_FILE = "tokenizer.model"  # a compiled form of the whole vocabulary; tokenizer.json says the same
 UNCHANGED_FILES = (TEMPLATE_FILE, "chat_template.json", "special_tokens_map.json")  # they name tokens, not ids
@@ -190,8 +192,31 @@ def trimmed_files(
                 content["added_tokens_decoder"] = {
                     str(vocabulary.new_id(int(old))): token for old, token in decoder.items()
                 }
-        results[name] = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+            if not media and name == TOKENIZER_CONFIG_FILE:
+                content.pop(PROCESSOR_FIELD, None)
+        results[name] = as_file(content)
     return results
+
+
+def files_without_processor(source: Path) -> dict[str, bytes]:
+    """Those of a checkpoint's files that name a processor, as they are beside a model that takes in text alone.
+
+    transformers' ``AutoProcessor`` would look for the files of that processor, instead of giving the tokenizer.
+
+    Raises:
+        CheckpointError: The file cannot be read.
+    """
+    results: dict[str, bytes] = {}
+    for name, found in files_of(source, (TOKENIZER_CONFIG_FILE,)).items():
+        content = parsed(found, str(source / name))
+        if content.pop(PROCESSOR_FIELD, None) is not None:
+            results[name] = as_file(content)
+    return results
+
+
+def as_file(content: Mapping[str, Any]) -> bytes:
+    """JSON as it is written."""
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def files_of(directory: Path, names: Iterable[str]) -> dict[str, bytes]:
@@ -202,12 +227,11 @@ def files_of(directory: Path, names: Iterable[str]) -> dict[str, bytes]:
 def parsed(content: bytes, where: str) -> dict[str, Any]:
     """The JSON object that a file holds, or CheckpointError."""
     try:
-        value = json.loads(content)
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise CheckpointError(f"{where}: not JSON ({error}); take the file that came with the weights") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{where}: must hold a JSON object; take the file that came with the weights")
-    return value
+        return json_object(content)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{where}: not JSON that can be read ({error}); take the file that came with the weights"
+        ) from None
 
 
 def ids_of_sidecars(sidecars: Mapping[str, bytes]) -> set[int]:

@@ -25,6 +25,7 @@ from model.checkpoint.shapes import model_shapes
 from model.checkpoint.writer import write_file
 from model.config import ModelConfig, TextConfig
 from model.errors import CheckpointError, SliceError
+from model.json_object import json_object
 from model.slicing.count import Layout
 from model.slicing.cuts import TOWER_PREFIXES, Kept, Placement, place
 from model.slicing.lineage import write_lineage
@@ -129,11 +130,11 @@ def read(source: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
     """Config of a PEFT directory, and where its tensors lie, by their names in it."""
     require_files(source)
     try:
-        written = json.loads((source / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))
-        if not isinstance(written, dict):
-            raise TypeError("its config is no JSON object")
-    except (ValueError, TypeError, OSError) as error:
-        raise CheckpointError(f"{source}: cannot be read as a PEFT adapter ({error}); copy it anew") from error
+        written = json_object((source / ADAPTER_CONFIG_FILE).read_bytes())
+    except (ValueError, OSError) as error:
+        raise CheckpointError(
+            f"{source}: cannot be read as a PEFT adapter ({ADAPTER_CONFIG_FILE}: {error}); copy it anew"
+        ) from None
     return written, read_header(source / ADAPTER_WEIGHTS_FILE)
 
 

@@ -24,7 +24,7 @@ from model.checkpoint.writer import SHARD_BYTES, Part, Progress, check_shards, f
 from model.config import CONFIG_FILE, ModelConfig
 from model.errors import CheckpointError
 from model.processor.tokenizer import MEDIA_FILES, TEXT_FILES, TOKENIZER_FILE
-from model.processor.trimming import Trimming, trimmed_files
+from model.processor.trimming import Trimming, files_without_processor, trimmed_files
 from model.slicing.config import slice_config
 from model.slicing.cuts import place
 from model.slicing.dead_kv import DeadKV, fillers
@@ -176,10 +176,17 @@ def carrier_of_files(
     """What puts the parent's tokenizer and processor files into a directory, with the ids of the vocabulary.
 
     Raises:
-        CheckpointError: The tokenizer cannot be trimmed, which is found out before anything is written.
+        CheckpointError: A file cannot be read, or the tokenizer be trimmed, which is found out before anything is
+            written.
     """
     if vocabulary is None:
-        return lambda directory: carry_files(source, directory, media=media)
+        changed = {} if media else files_without_processor(source)
+
+        def carry(directory: Path) -> None:
+            carry_files(source, directory, media=media)
+            write_files(changed, directory)
+
+        return carry
     trimmed = trimmed_files(source, vocabulary, media=media, trimming=trimming)
     return lambda directory: write_files(trimmed, directory)
 

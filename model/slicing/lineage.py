@@ -18,6 +18,7 @@ from model.checkpoint.reader import Checkpoint, sha256
 from model.checkpoint.shapes import model_shapes
 from model.config import ModelConfig
 from model.errors import CheckpointError
+from model.json_object import json_object
 from model.slicing.count import Layout, count_effective_parameters, count_parameters, text_shapes
 from model.slicing.dead_kv import DeadKV
 from model.slicing.spec import SliceSpec
@@ -130,12 +131,9 @@ def read_lineage(directory: Path) -> dict[str, Any]:
         CheckpointError: It is damaged.
     """
     try:
-        content = json.loads((directory / LINEAGE_FILE).read_text(encoding="utf-8"))
+        return json_object((directory / LINEAGE_FILE).read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{directory / LINEAGE_FILE}: cannot be read ({error}); copy it anew") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{directory / LINEAGE_FILE}: holds no JSON object; copy it anew")
-    return content
 
 
 def sub_model_of(lineage: Mapping[str, Any], where: str) -> SubModel:

@@ -163,3 +163,18 @@ def test_answers_end_at_the_same_tokens(child: Path) -> None:
     tokenizer = Tokenizer.read(child)
     assert [tokenizer.token(number) for number in config.eos_token_id] == ["<eos>", "<end_of_turn>"]
     assert (config.pad_token_id, config.bos_token_id) == (tokenizer.pad_id, tokenizer.bos_id)
+
+
+@pytest.mark.parametrize("kept", [None, "trimmed"])
+def test_beside_a_model_of_text_alone_transformers_has_a_tokenizer_for_a_processor(
+    parent: Path, tmp_path: Path, kept: str | None
+) -> None:
+    assert json.loads((parent / "tokenizer_config.json").read_bytes())["processor_class"] == "Gemma3nProcessor"
+    text = SubModel(SliceSpec.full(CONFIG.text), (Modality.text,), vocabulary=vocabulary() if kept else None)
+    slice_checkpoint(parent, tmp_path / "text", text)
+    read = AutoProcessor.from_pretrained(tmp_path / "text"), AutoTokenizer.from_pretrained(tmp_path / "text")
+    for theirs in read:
+        assert isinstance(theirs, PreTrainedTokenizerFast)
+        assert theirs.encode(ASKED, add_special_tokens=False) == Tokenizer.read(tmp_path / "text").encode(ASKED)
+    changed, whole = (json.loads((at / "tokenizer_config.json").read_bytes()) for at in (tmp_path / "text", parent))
+    assert whole.keys() - changed.keys() == {"processor_class"}

@@ -94,8 +94,9 @@ def test_a_tensor_in_the_index_that_its_shard_lacks_is_named(sharded: Path) -> N
         Checkpoint.open(sharded)
 
 
-def test_an_index_that_is_no_index_is_refused(sharded: Path) -> None:
-    (sharded / "model.safetensors.index.json").write_text('{"weights": 1}')
+@pytest.mark.parametrize("content", ['{"weights": 1}', "[]", "[" * 100_000, '{"weight_map": []}'])
+def test_an_index_that_is_no_index_is_refused(sharded: Path, content: str) -> None:
+    (sharded / "model.safetensors.index.json").write_text(content)
     with pytest.raises(CheckpointError, match="not an index"):
         Checkpoint.open(sharded)
 

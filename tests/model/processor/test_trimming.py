@@ -207,11 +207,13 @@ def test_dropping_a_token_that_only_a_file_beside_it_adds_is_refused(parent: Pat
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json", "tokenizer.json"])
-@pytest.mark.parametrize(("content", "message"), [(b"{", "not JSON"), (b"[]", "must hold a JSON object")])
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"{", "Expecting"), (b"[]", "no JSON object"), (b"[" * 100_000, "nested too")]
+)
 def test_files_that_cannot_be_read_are_named(name: str, content: bytes, message: str, tmp_path: Path) -> None:
     write_files(tmp_path)
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"{name}: {message}"):
+    with pytest.raises(CheckpointError, match=rf"{name}: not JSON that can be read \({message}"):
         trimmed_files(tmp_path, chosen(), media=True)
 
 

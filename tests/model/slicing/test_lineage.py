@@ -94,7 +94,7 @@ def test_files_do_not_depend_on_where_or_how_often_they_are_written(parent: Path
     assert once == again
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "3", b"\xff"])
+@pytest.mark.parametrize("content", ["{", "[]", "3", b"\xff", "[" * 100_000])
 def test_a_damaged_lineage_of_a_parent_is_named(parent: Path, tmp_path: Path, content: Any) -> None:
     slice_checkpoint(parent, tmp_path / "small", SubModel(SPEC))
     (tmp_path / "small" / LINEAGE_FILE).write_bytes(content if isinstance(content, bytes) else content.encode())

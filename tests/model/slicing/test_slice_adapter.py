@@ -213,3 +213,13 @@ def test_peft_itself_loads_a_sliced_adapter(tmp_path: Path) -> None:
     save_adapter(by_us, tmp_path / "again")
     again, first = (load_file(tmp_path / kind / ADAPTER_WEIGHTS_FILE) for kind in ("again", "small"))
     assert len(again) == len(first)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000])
+def test_an_adapter_whose_config_is_no_object_is_named(tmp_path: Path, content: str) -> None:
+    parent = trained(tmp_path, target_modules=["q_proj"])
+    (parent / ADAPTER_CONFIG_FILE).write_text(content)
+    with pytest.raises(CheckpointError, match="cannot be read as a PEFT adapter"):
+        slice_adapter(parent, tmp_path / "small", SubModel(SPEC), CONFIG)
+    with pytest.raises(CheckpointError, match="cannot be read as a PEFT adapter"):
+        load_adapter(tiny_model(), parent)
