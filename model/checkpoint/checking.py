@@ -40,10 +40,9 @@ def check_tensors(checkpoint: Checkpoint, modalities: Iterable[Modality] | None)
     if wanted.vision is not None and (told := older_layout(found)):
         raise CheckpointError(f"{checkpoint.path}: {told} (modalities without vision)")
     refuse_packed(checkpoint, sorted(found))
-    if told := misfit(found, needed, known):
+    if told := misfit(found, needed, known, {name: checkpoint.stored(name).name for name in found}):
         raise CheckpointError(
-            f"{checkpoint.path}: tensors do not fit config.json: {told};"
-            " the two are not of one model, or the copy is incomplete"
+            f"{checkpoint.path}: tensors do not fit config.json: {told}; {remedy(checkpoint, found, needed, known)}"
         )
     refuse_mixed(checkpoint, sorted(found))
     return wanted
@@ -82,14 +81,42 @@ def refuse_mixed(checkpoint: Checkpoint, names: Iterable[str]) -> None:
         )
 
 
-def misfit(found: Mapping[str, Sequence[int]], needed: Iterable[str], known: Mapping[str, Sequence[int]]) -> str:
+def remedy(
+    checkpoint: Checkpoint,
+    found: Mapping[str, Sequence[int]],
+    needed: Iterable[str],
+    known: Mapping[str, Sequence[int]],
+) -> str:
+    """What to do about a misfit; arguments as of ``misfit``."""
+    missing, extra = set(needed) - found.keys(), found.keys() - known.keys()
+    if missing and {tail_of(name) for name in missing} <= {tail_of(name) for name in extra}:
+        return "its names are of another layout: load it with transformers and save it anew by save_pretrained"
+    if extra and not missing and all(tuple(found[name]) == tuple(known[name]) for name in found.keys() & known.keys()):
+        files = sorted({checkpoint.stored(name).path.name for name in extra})
+        return f"remove what is extra from {first_few(files)}, or save the model anew by transformers' save_pretrained"
+    return "the two are not of one model, or the copy is incomplete: copy both anew"
+
+
+def tail_of(name: str) -> str:
+    """What of a name is the same in every layout: from the layer on, or its last two words."""
+    return name[name.find("layers.") :] if "layers." in name else ".".join(name.split(".")[-2:])
+
+
+def misfit(
+    found: Mapping[str, Sequence[int]],
+    needed: Iterable[str],
+    known: Mapping[str, Sequence[int]],
+    spelled: Mapping[str, str] | None = None,
+) -> str:
     """All that is missing, extra or misshapen in a file, in words; empty if nothing is.
 
     Args:
         found: Names and shapes of what is there.
         needed: Names of what must be there.
         known: Names and shapes of what may be there.
+        spelled: How the file calls what is there, if otherwise.
     """
+    spelled = spelled or {}
     misshapen = [
         f"'{name}' has shape {tuple(found[name])} instead of {tuple(known[name])}"
         for name in sorted(found.keys() & known.keys())
@@ -97,7 +124,7 @@ def misfit(found: Mapping[str, Sequence[int]], needed: Iterable[str], known: Map
     ]
     problems = (
         ("missing", [f"'{name}'" for name in sorted(set(needed) - found.keys())]),
-        ("extra", [f"'{name}'" for name in sorted(found.keys() - known.keys())]),
+        ("extra", [f"'{spelled.get(name, name)}'" for name in sorted(found.keys() - known.keys())]),
         ("misshapen", misshapen),
     )
     return "; ".join(f"{len(names)} {kind} ({first_few(names)})" for kind, names in problems if names)
@@ -116,5 +143,5 @@ def check_head(checkpoint: Checkpoint) -> None:
         if not np.array_equal(ours.read(), theirs.read()):
             raise CheckpointError(
                 f"{checkpoint.path}: '{TIED_HEAD}' differs from '{TOKEN_TABLE}', but Gemma 3n's head is tied to it;"
-                " a model with a head of its own cannot be loaded"
+                " a model with a head of its own cannot be loaded or cut; give the one it was made from"
             )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints whose tensors are of several dtypes, or of one that is no weight's, are neither loaded nor cut."""
+"""Checkpoints of several dtypes, of one that is no weight's, or of other tensors are neither loaded nor cut."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from model.slicing.checkpoint import slice_checkpoint
 from model.slicing.spec import SliceSpec
 from model.slicing.submodel import SubModel
 from model.tower_config import Modality
-from tests.tiny import TINY_TEXT, tiny_model, tiny_multimodal_config
+from tests.tiny import TINY_TEXT, tiny_config, tiny_model, tiny_multimodal_config
 
 WHOLE = tiny_multimodal_config()
 FULL = SliceSpec.full(TINY_TEXT)
@@ -84,3 +84,29 @@ def test_a_part_has_its_parents_dtype(tmp_path: Path, dtype: torch.dtype) -> Non
     assert {small.dtype(name) for name in small.names()} == {SPELLED[dtype]}
     found, expected = load(tmp_path / "small", dtype=torch.float64), tensors(dtype)
     assert all(torch.equal(parameter, expected[name].double()) for name, parameter in found.named_parameters())
+
+
+def test_a_tensor_too_many_is_named_as_its_file_does_and_may_be_removed(tmp_path: Path) -> None:
+    stray = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    text = {name: parameter.detach() for name, parameter in tiny_model().named_parameters()}
+    path = tmp_path / "checkpoint"
+    save_tensors((text | {stray: torch.zeros(4)}).items(), tiny_config(), path)
+    found = rf"1 extra \('{stray}'\); remove what is extra from model\.safetensors, or save the model anew"
+    with pytest.raises(CheckpointError, match=found):
+        by_slicing(path)
+
+
+@pytest.mark.parametrize("root", ["language_model.model.", "decoder."])
+def test_names_of_another_layout_are_told_as_such(tmp_path: Path, root: str) -> None:
+    text = {name: parameter.detach() for name, parameter in tiny_model().named_parameters()}
+    renamed = {name.replace("model.language_model.", root): tensor for name, tensor in text.items()}
+    save_tensors(renamed.items(), tiny_config(), tmp_path / "checkpoint")
+    with pytest.raises(CheckpointError, match="its names are of another layout: load it with transformers and save"):
+        by_slicing(tmp_path / "checkpoint")
+
+
+def test_a_missing_tensor_is_no_matter_of_layout(tmp_path: Path) -> None:
+    text = {name: parameter.detach() for name, parameter in tiny_model().named_parameters() if name != NORM}
+    save_tensors(text.items(), tiny_config(), tmp_path / "checkpoint")
+    with pytest.raises(CheckpointError, match=r"1 missing .*; the two are not of one model, or the copy is incomplete"):
+        by_slicing(tmp_path / "checkpoint")
