@@ -3,29 +3,37 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
+import shutil
+import tempfile
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from model.adapter.lora import AdapterConfig, PeftModel, attach
+from model.adapter.lora import AdapterConfig, PeftModel, attach, put_in, save_adapter
 from model.adapter.targets import TargetSet
+from model.checkpoint.names import ours
 from model.errors import SliceError
 from model.gemma3n import Gemma3n
 from model.inputs import Outputs
+from model.slicing.adapter import ADAPTER_WEIGHTS_FILE, PREFIX, slice_adapter
 from model.slicing.config import slice_config
+from model.slicing.cuts import place
 from model.slicing.module import slice_module, take
 from model.slicing.optimizer import IN_MEMORY, place_parameter, slice_optimizer
 from model.slicing.spec import SliceSpec
 from model.slicing.submodel import SubModel
-from tests.laws.drawn import backward_of, in_float64, specs, sub_models, weights
+from tests.laws.drawn import assert_same_tensors, backward_of, in_float64, scratch, specs, sub_models, weights
 from tests.tiny import TINY_TEXT, tiny_model, tiny_multimodal_config, tiny_multimodal_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")  # beartype does, harmlessly
@@ -102,13 +110,13 @@ def test_a_step_of_the_sliced_run_is_the_parents_step_at_that_spec(
     parent, sub = copy.deepcopy(whole()), SubModel(spec)
     optimizer = AdamW(trained(parent).values(), lr=1e-2, weight_decay=0.1)
     step(parent, optimizer, earlier)  # layers that are skipped here are remembered nothing of
-    child = small(parent, sub)
-    own = AdamW(trained(child).values(), lr=1.0)
+    sliced = small(parent, sub)
+    own = AdamW(trained(sliced).values(), lr=1.0)
     own.load_state_dict(slice_optimizer(optimizer.state_dict(), shapes(parent), sub, TINY_TEXT))
     step(parent, optimizer, spec)
-    step(child, own)
+    step(sliced, own)
     assert_close_states(own.state_dict(), slice_optimizer(optimizer.state_dict(), shapes(parent), sub, TINY_TEXT))
-    expected, found = weights(small(parent, sub)), weights(child)
+    expected, found = weights(small(parent, sub)), weights(sliced)
     assert found.keys() == expected.keys()
     for name, tensor in found.items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-12, atol=1e-12, msg=lambda told, at=name: at + told)
@@ -121,6 +129,72 @@ def remembered(whole: Callable[[], nn.Module]) -> tuple[dict[str, Any], dict[str
     optimizer = AdamW(trained(parent).values(), lr=1e-2, amsgrad=True)
     step(parent, optimizer)
     return optimizer.state_dict(), shapes(parent)
+
+
+def names_of_weights(sub: SubModel) -> list[str]:
+    """What is trained of the sliced model, in order."""
+    return list(trained(Gemma3n.build(slice_config(CONFIG, sub), device="meta")))
+
+
+def cut_weights(statistic: str, sub: SubModel) -> dict[str, Tensor]:
+    """The sub-model's part of what is remembered of each weight."""
+    placed = {name: (place(name, sub, TINY_TEXT), value) for name, value in values(base, statistic).items()}
+    return {found.name: take(found, value) for found, value in placed.values() if found}
+
+
+def names_of_factors(sub: SubModel) -> list[str]:
+    """What is trained of the sliced base with the sliced adapter, in order."""
+    small = Gemma3n.build(slice_config(CONFIG, sub), device="meta")
+    with scratch() as directory:
+        slice_adapter(written("exp_avg"), directory / "small", sub, CONFIG)
+        adapted, _ = put_in(small, directory / "small", trainable=True)
+    return [name.replace(IN_MEMORY, "") for name in trained(adapted)]
+
+
+def cut_factors(statistic: str, sub: SubModel) -> dict[str, Tensor]:
+    """The sub-model's part of what is remembered of each factor, by the carrier of adapters on disk."""
+    with scratch() as directory:
+        slice_adapter(written(statistic), directory / "small", sub, CONFIG)
+        parts = load_file(directory / "small" / ADAPTER_WEIGHTS_FILE)
+    return {PREFIX + ours(name.removeprefix(PREFIX)): part for name, part in parts.items()}
+
+
+@cache
+@torch.no_grad()
+def written(statistic: str) -> Path:
+    """An adapter whose factors are what is remembered of the factors."""
+    directory = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, directory)
+    holder, remembered_values = copy.deepcopy(with_adapter()), values(with_adapter, statistic)
+    for name, parameter in trained(holder).items():
+        parameter.copy_(remembered_values[name])
+    save_adapter(holder, directory / "adapter")
+    return directory / "adapter"
+
+
+def values(whole: Callable[[], nn.Module], statistic: str) -> dict[str, Tensor]:
+    state, whole_shapes = remembered(whole)
+    return {name: state["state"][number][statistic] for number, name in enumerate(whole_shapes)}
+
+
+@pytest.mark.parametrize(
+    ("whole", "names_of", "cut"),
+    [(base, names_of_weights, cut_weights), (with_adapter, names_of_factors, cut_factors)],
+    ids=["weights", "adapter"],
+)
+@given(sub=sub_models(CONFIG))
+@settings(max_examples=8)
+def test_a_sliced_state_is_that_of_what_is_trained_of_the_sub_model_in_order(
+    whole: Callable[[], nn.Module],
+    names_of: Callable[[SubModel], list[str]],
+    cut: Callable[[str, SubModel], dict[str, Tensor]],
+    sub: SubModel,
+) -> None:
+    found, names = slice_optimizer(*remembered(whole), sub, TINY_TEXT), names_of(sub)
+    assert found["param_groups"][0]["params"] == sorted(found["state"]) == list(range(len(names)))
+    for statistic in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+        parts = {name: found["state"][number][statistic] for number, name in enumerate(names)}
+        assert_same_tensors(parts, cut(statistic, sub))
 
 
 @pytest.mark.parametrize("whole", [base, with_adapter], ids=["weights", "adapter"])
