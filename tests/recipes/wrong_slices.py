@@ -204,7 +204,7 @@ PARENTS: Requests = {
     "a config that is no JSON": (from_(lambda at: at.with_file(CONFIG_FILE, "{")), "config.json:1: not JSON"),
     "a config of nothing": (from_(lambda at: at.with_file(CONFIG_FILE, "")), "config.json:1: not JSON"),
     "a config that is a list": (
-        from_(lambda at: at.with_file(CONFIG_FILE, "[]")), "model_type is None; matslice reads",
+        from_(lambda at: at.with_file(CONFIG_FILE, "[]")), "config.json: cannot be read (no JSON object)",
     ),
     "a config in another encoding": (from_(lambda at: at.with_file(CONFIG_FILE, b"\xff\xfe{")), "not UTF-8 text"),
     "a config of another model": (
