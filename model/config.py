@@ -248,13 +248,13 @@ class ModelConfig:
         return dataclasses.replace(self, vision=vision, audio=audio)
 
     @classmethod
-    def read(cls, directory: Path) -> ModelConfig:
+    def read(cls, directory: Path | str) -> ModelConfig:
         """Read ``config.json`` of a checkpoint directory.
 
         Raises:
             ConfigError: There is none, it is not JSON, or it is of another model.
         """
-        path = directory / CONFIG_FILE
+        path = Path(directory) / CONFIG_FILE
         try:
             published = json_object(path.read_bytes())
         except FileNotFoundError:
