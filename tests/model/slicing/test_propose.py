@@ -88,7 +88,14 @@ def limited(budget: Budget, limit: int) -> Budget:
     return dataclasses.replace(budget, **{key: limit})
 
 
-@pytest.mark.parametrize("budget", BUDGETS, ids=["effective", "bytes", "int8"])
+@pytest.mark.parametrize(
+    "budget",
+    [
+        pytest.param(BUDGETS[0], id="effective", marks=pytest.mark.slow),
+        pytest.param(BUDGETS[1], id="bytes", marks=pytest.mark.slow),
+        pytest.param(BUDGETS[2], id="int8"),
+    ],
+)
 def test_no_admitted_spec_comes_closer_under_the_budget(budget: Budget) -> None:
     known = sizes(budget)
     assert len(set(known.values())) == 40
