@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -93,6 +93,7 @@ def run(recipe: SliceRecipe) -> None:
         go_on = slice_and_go_on(recipe.run, source, sub, recipe)
         print(f"{sub.name}: {describe(source.config, sub)}: {recipe.output}")
         print(f"it goes on by the command that began it, with {shlex.join(go_on)}")
+        tell(advice(sub.spec, source.config.text))
         return
     cut, cut_adapter = prepare(recipe, source, sub, trimming)
     # With all that belongs to it, and checked, or not there.
@@ -111,7 +112,7 @@ def run(recipe: SliceRecipe) -> None:
             beside = None if recipe.merge else directory / ADAPTER
             check(source, sub, directory, adapter=recipe.adapter_path, cut_adapter=beside, output=recipe.output)
     print(f"{sub.name}: {describe(source.config, sub)}: {recipe.output}")
-    tell(sub, source, recipe.dead_kv)
+    tell([*advice(sub.spec, source.config.text), *who_cannot_load(sub, source, recipe.dead_kv)])
 
 
 def refuse_beside_run(recipe: SliceRecipe) -> None:
@@ -141,24 +142,34 @@ def resolve(recipe: SliceRecipe, source: Checkpoint) -> tuple[SubModel, Trimming
     return sub, trimming
 
 
-def tell(sub: SubModel, source: Checkpoint, dead_kv: DeadKV) -> None:
-    """Say on standard error what is unusual about a sub-model, and who cannot load it; nothing of that is wrong."""
+def who_cannot_load(sub: SubModel, source: Checkpoint, dead_kv: DeadKV) -> Iterator[str]:
+    """Which runtimes load no such sub-model, and which of them would with keys and values that nothing reads."""
     has_dead_kv = {
         DeadKV.keep: all(name in source.tensors for name in unused(source.config.text)),
         DeadKV.drop: False,
         DeadKV.zeros: True,
     }[dead_kv]
-    verdicts = preflight(
-        sub.spec,
-        source.config,
-        modalities=sub.modalities,
-        has_dead_kv=has_dead_kv,
-        vocabulary_trimmed=sub.vocabulary is not None,
-        audio_trimmed=sub.audio_layers is not None,
+    as_it_is, with_dead_kv = (
+        preflight(
+            sub.spec,
+            source.config,
+            modalities=sub.modalities,
+            has_dead_kv=has_it,
+            vocabulary_trimmed=sub.vocabulary is not None,
+            audio_trimmed=sub.audio_layers is not None,
+        )
+        for has_it in (has_dead_kv, True)
     )
-    notes = advice(sub.spec, source.config.text)
-    if refusing := [verdict.runtime.value for verdict in verdicts if not verdict.runs]:
-        notes.append(f"does not load in {', '.join(refusing)}; matslice plan says why")
+    never = [verdict.runtime.value for verdict in with_dead_kv if not verdict.runs]
+    not_yet = [verdict.runtime.value for verdict in as_it_is if not verdict.runs and verdict.runtime.value not in never]
+    if never:
+        yield f"does not load in {', '.join(never)}; matslice plan says why"
+    if not_yet:
+        yield f"{', '.join(not_yet)} load it only with dead_kv=zeros: they want keys and values that nothing reads"
+
+
+def tell(notes: Iterable[str]) -> None:
+    """Say on standard error what is unusual about a sub-model; nothing of that is wrong."""
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
 

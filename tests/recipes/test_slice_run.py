@@ -151,6 +151,14 @@ def test_the_base_of_a_sliced_run_is_the_slice_of_its_base(
     )
 
 
+def test_what_is_unusual_about_a_sub_model_is_also_said_of_a_run(
+    weights: Path, stopped: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = stopped()
+    assert sliced(run, weights, "slice.ffn_widths=[16]") == 0
+    assert "note: width 16 of layers 0-2, 6-8 was never trained" in capsys.readouterr().err
+
+
 def test_a_run_from_no_checkpoint_is_sliced_with_its_own_weights_for_a_base(
     train: Callable[..., int], go_on: Callable[..., None], weights: Path, tmp_path: Path
 ) -> None:
