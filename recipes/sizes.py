@@ -31,7 +31,7 @@ def find_slice(written: SliceConfig) -> SliceConfig:
         files = "|".join(name for name in choices("slice") if name != CUSTOM)
         raise ConfigError(
             f"slice: must be given: slice={files}, or slice.row=NAME of Google's table, or slice.skip_layers=[…]"
-            " slice.ffn_widths=[…]; see matslice slice --help"
+            " slice.ffn_widths=[…]; slice=full keeps all layers; see matslice slice --help"
         )
     return found
 

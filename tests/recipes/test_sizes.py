@@ -65,7 +65,8 @@ def test_a_row_of_googles_table_is_its_file_in_conf() -> None:
 
 
 def test_nothing_said_is_no_slice() -> None:
-    with pytest.raises(ConfigError, match=r"slice: must be given: slice=e1_96b_layer\|.*, or slice\.row=NAME"):
+    told = r"slice: must be given: slice=e1_96b_layer\|.*, or slice\.row=NAME.*; slice=full keeps all layers;"
+    with pytest.raises(ConfigError, match=told):
         find_slice(SliceConfig(name="custom"))
 
 
