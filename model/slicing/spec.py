@@ -8,6 +8,7 @@ layers stay and how wide each is. Source: MatFormer, arXiv 2310.07707; the publi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -15,6 +16,8 @@ from typing import TypeGuard
 
 from model.config import TextConfig
 from model.errors import SliceError, counted
+
+FILE_NAME = re.compile(r"\w[\w.-]*")  # names become those of files and directories
 
 
 @dataclass(kw_only=True, slots=True)
@@ -55,9 +58,10 @@ class SliceSpec:
         """Turn what a person wrote into a complete, checked description of a part of ``config``.
 
         Raises:
-            SliceError: The layers or widths do not fit the parent, a layer is skipped whose keys
-                and values a kept layer reads, or a row is named that was not put in.
+            SliceError: The name is none for a file, the layers or widths do not fit the parent, a layer is
+                skipped whose keys and values a kept layer reads, or a row is named that was not put in.
         """
+        check_name(written.name)
         where, layers = f"slice '{written.name}'", config.num_hidden_layers
         if (written.csv, written.row) != (None, None):
             raise SliceError(
@@ -138,6 +142,16 @@ class SliceSpec:
     def is_full(self, config: TextConfig) -> bool:
         """Whether this keeps everything of ``config``."""
         return len(self.kept_layers) == config.num_hidden_layers and self.ffn_widths == config.intermediate_size
+
+
+def check_name(name: str) -> None:
+    """Raise SliceError unless files can bear a sub-model's name wherever they are put."""
+    if not FILE_NAME.fullmatch(name):
+        better = re.sub(r"[^\w.-]+", "_", name).strip("_.-")
+        raise SliceError(
+            f"slice: name is {name!r}; it must be of letters, digits and _, with . and - behind the first;"
+            f" write slice.name={better or 'mine'}"
+        )
 
 
 def check_skips(where: str, skipped: Sequence[object]) -> tuple[int, ...]:

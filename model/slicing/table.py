@@ -25,7 +25,7 @@ from pathlib import Path
 from model.config import TextConfig
 from model.errors import SliceError, counted
 from model.slicing.count import Layout, count_effective_parameters, text_shapes
-from model.slicing.spec import SliceConfig, SliceSpec, check_skips
+from model.slicing.spec import FILE_NAME, SliceConfig, SliceSpec, check_skips
 from model.slicing.submodel import SubModel
 
 PUBLISHED = "published_slices.csv"
@@ -40,7 +40,6 @@ MAX_DIGITS, MAX_FACTORS = 9, 4  # of a number, of a product; enough for any widt
 NUMBER = re.compile(r"[0-9]+(_[0-9]+)*")
 DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?")
 SHARE = re.compile(r"([0-9]+(\.[0-9]+)?%?)?")
-ONE_WORD = re.compile(r"[\w.-]+")
 SAYS_LITTLE = frozenset({"config", "for", "official", "model", "level"})  # words of Google's names
 
 
@@ -202,7 +201,7 @@ def short(found: str) -> str:
 
 def short_name(published: str) -> str:
     """A name for files and commands: ``Config for E2.98B (layer-level)`` is ``e2_98b_layer``."""
-    if ONE_WORD.fullmatch(published):
+    if FILE_NAME.fullmatch(published):
         return published
     words = re.findall(r"[^\W_]+", published.lower())
     return "_".join([word for word in words if word not in SAYS_LITTLE] or words) or "slice"

@@ -50,9 +50,9 @@ def main() -> None:
     model = tiny_model(CONFIG, spread=0.1)
     reference = reference_of(model).train()
     inputs = Inputs.of(torch.randint(1, 4096, (BATCH, SEQ_TOKENS), generator=torch.Generator().manual_seed(0)))
-    half = SliceSpec.resolve(SliceConfig(name="half width", ffn_widths=[1024]), CONFIG.text)
+    half = SliceSpec.resolve(SliceConfig(name="half_width", ffn_widths=[1024]), CONFIG.text)
     small = SliceSpec.resolve(
-        SliceConfig(name="half width, block skipped", skip_layers=[5, 6, 7, 8, 9], ffn_widths=[1024]), CONFIG.text
+        SliceConfig(name="half_width_block_skipped", skip_layers=[5, 6, 7, 8, 9], ffn_widths=[1024]), CONFIG.text
     )
 
     def train_step(logits: torch.Tensor) -> None:

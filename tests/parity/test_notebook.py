@@ -132,7 +132,7 @@ def test_mended_its_slice_loads(parent_directory: Path, tmp_path: Path) -> None:
 
 def test_a_slice_of_a_slice_loads_and_computes_something_else(parent_directory: Path, tmp_path: Path) -> None:
     # In the slice, layer 18 is the last with keys and values; the notebook still counts from 20 on.
-    first = SliceSpec.resolve(SliceConfig(name="without 7", skip_layers=[7]), CONFIG.text)
+    first = SliceSpec.resolve(SliceConfig(name="without_7", skip_layers=[7]), CONFIG.text)
     narrow = [NARROW] * (LAYERS - 1)
     slice_checkpoint(parent_directory, tmp_path / "slice", SubModel(first))
     right = load(tmp_path / "slice", dtype=torch.float32)

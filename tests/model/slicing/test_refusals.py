@@ -100,6 +100,12 @@ REQUESTS: dict[str, tuple[SliceConfig, str]] = {
         SliceConfig(name="custom", csv="a.csv", ffn_widths=[8], skip_layers=[1]),
         "leave out skip_layers and ffn_widths, or csv",
     ),
+    "a name that is a place": (SliceConfig(name="../x"), "name is '../x'; it must be of letters, digits and _"),
+    "a name of several words": (SliceConfig(name="half (a)"), "behind the first; write slice.name=half_a"),
+    "a name that is an option": (SliceConfig(name="-x"), "write slice.name=x"),
+    "a name of two lines": (SliceConfig(name="x\n"), "name is 'x\\n'; it must be"),
+    "a name that is a directory": (SliceConfig(name=".."), "write slice.name=mine"),
+    "no name": (SliceConfig(name=""), "write slice.name=mine"),
     "a file that is not there": (
         SliceConfig(name="custom", csv="no.csv", row="a"), "no.csv: the table of slices cannot be read (No such file",
     ),
