@@ -23,9 +23,8 @@ def find_checkpoint(written: str, files: Sequence[str] = HUB_FILES) -> Path:
     Raises:
         CheckpointError: There is no such directory, and no such model can be fetched.
     """
-    path = Path(written).expanduser()
-    # A folder that is there is meant, also if what should be in it is not: a mistyped path asks no hub.
-    if path.exists() or not HUB_NAME.fullmatch(written) or path.parent.exists():
+    if not is_on_the_hub(written):
+        path = Path(written).expanduser()
         if not path.is_dir():
             raise CheckpointError(f"checkpoint: no directory '{written}' (relative names start at {Path.cwd()})")
         return path
@@ -44,3 +43,10 @@ def find_checkpoint(written: str, files: Sequence[str] = HUB_FILES) -> Path:
             f"checkpoint: no directory '{written}' (relative names start at {Path.cwd()}), and the hub gave no model"
             f" of that name ({str(error).splitlines()[0]}); give a directory, or check name, licence and network"
         ) from None
+
+
+def is_on_the_hub(written: str) -> bool:
+    """Whether ``checkpoint=`` means a model on the hub, and no directory on this machine."""
+    path = Path(written).expanduser()
+    # A folder that is there is meant, also if what should be in it is not: a mistyped path asks no hub.
+    return HUB_NAME.fullmatch(written) is not None and not path.exists() and not path.parent.exists()

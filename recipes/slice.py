@@ -30,7 +30,7 @@ from model.slicing.runtimes import preflight
 from model.slicing.spec import SliceConfig
 from model.slicing.submodel import SubModel
 from model.tower_config import Modality
-from recipes.locate import find_checkpoint
+from recipes.locate import find_checkpoint, is_on_the_hub
 from recipes.output import check_new_directory
 from recipes.program import start
 from recipes.progress import progress_bar
@@ -187,6 +187,8 @@ def prepare(
         overwrite=recipe.overwrite,
         trimming=trimming,
     )
+    if is_on_the_hub(recipe.checkpoint):
+        cut = cut.of_parent_named(recipe.checkpoint)
     if recipe.adapter_path is None:
         return cut, None
     cut_adapter = prepare_adapter(recipe.adapter_path, sub, source.config)

@@ -11,7 +11,7 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ class Cut:
     parent: Checkpoint
     small: ModelConfig  # the sub-model's
     tensors: Sequence[Part]
-    lineage: Mapping[str, Any]
+    lineage: dict[str, Any]
     carry: Callable[[Path], None]  # puts what belongs beside the weights into a directory
     max_shard_bytes: int
 
@@ -92,6 +92,10 @@ class Cut:
     def nbytes(self) -> int:
         """Size of the weights in bytes."""
         return sum(part.nbytes for part in self.tensors)
+
+    def of_parent_named(self, name: str) -> Cut:
+        """The same of a parent that has this name on the hub."""
+        return replace(self, lineage=self.lineage | {"parent": self.lineage["parent"] | {"name": name}})
 
     def write(self, directory: Path, progress: Progress | None = None) -> None:
         """Write it into an empty directory that gets its name when it is whole."""

@@ -32,14 +32,14 @@ CARD = """\
 ---
 library_name: transformers
 license: gemma
-tags:
+{base_model}tags:
 - matformer
 - matslice
 ---
 
 # {name}
 
-A sub-model of a Gemma 3n checkpoint{parent}, cut out by matslice {version}. {weights}
+A sub-model of a Gemma 3n checkpoint ({parent}), cut out by matslice {version}. {weights}
 
 | | |
 |---|---|
@@ -65,6 +65,7 @@ into it: the weights that the adapter was trained on are not the parent's any mo
 parent's tensors of that name."""
 OF_MERGED = """
 An adapter had been merged into that parent, or into one it was cut out of."""
+SHOWN = 16  # digits of a fingerprint that a card has
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -173,6 +174,7 @@ def check_lineage(lineage: Mapping[str, Any], small: ModelConfig, where: str) ->
 def card_of(lineage: Mapping[str, Any], small: ModelConfig) -> str:
     """The model card."""
     spec, parent = lineage["spec"], lineage["parent"]
+    name = named if HUB_NAME.fullmatch(named := parent.get("name", "")) else None
     skipped = sorted(set(range(parent["layers"])) - set(spec["kept_layers"]))
     more = ""
     if lineage["audio_layers"] is not None:
@@ -183,7 +185,8 @@ def card_of(lineage: Mapping[str, Any], small: ModelConfig) -> str:
         more += f"| vocabulary | {ids:,} ids of the parent's {whole:,} |\n" if ids < whole else ""
     return CARD.format(
         name=spec["name"],
-        parent=f" (`{parent['name']}`)" if "name" in parent else "",
+        base_model=f"base_model: {name}\n" if name else "",
+        parent=(f"`{name}`, " if name else "") + f"fingerprint `{parent['fingerprint'][:SHOWN]}`",
         version=version("matslice"),
         weights=told_of_weights(lineage),
         layers=len(spec["kept_layers"]),

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What slicing says beside its result: which runtimes load it, and with what remedy."""
+"""What slicing says beside its result: which runtimes load it and with what remedy; in its card, where it is from."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from recipes.cli import main
@@ -47,3 +48,15 @@ def test_a_slice_that_has_dead_keys_and_values_is_not_told_to_get_them(
     notes(capsys, media_weights, "slice=full", "dead_kv=zeros", f"output={tmp_path / 'parent'}")
     told = notes(capsys, tmp_path / "parent", "slice=full", f"output={tmp_path / 'out'}")
     assert not [note for note in told if ONLY_WITH in note]
+
+
+def test_a_parent_from_the_hub_is_the_base_model_in_the_card(
+    media_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(media_weights))
+    output = tmp_path / "out"
+    assert main(["slice", "checkpoint=google/gemma-3n-E4B-it", "slice=full", f"output={output}"]) == 0
+    card = (output / "README.md").read_text(encoding="utf-8")
+    assert "\nbase_model: google/gemma-3n-E4B-it\n" in card.split("---")[1]
+    assert "checkpoint (`google/gemma-3n-E4B-it`, fingerprint `" in card
+    assert main(["verify", f"checkpoint={output}", f"parent={media_weights}"]) == 0
