@@ -68,7 +68,7 @@ def base() -> Gemma3n:
     return tiny_model(CONFIG, dtype=torch.float64)
 
 
-def child(sub: SubModel) -> PeftModel:
+def sliced(sub: SubModel) -> PeftModel:
     """The sliced base with the sliced adapter."""
     with scratch() as directory:
         slice_adapter(trained(), directory / "adapter", sub, CONFIG)
@@ -79,13 +79,13 @@ def child(sub: SubModel) -> PeftModel:
 @settings(max_examples=6)
 def test_the_forward_pass_of_a_spec_is_that_of_the_sliced_base_and_adapter(spec: SliceSpec) -> None:
     with torch.no_grad(), in_float64():
-        assert_close(parent()(INPUTS, spec=spec).logits, child(SubModel(spec))(INPUTS).logits)
+        assert_close(parent()(INPUTS, spec=spec).logits, sliced(SubModel(spec))(INPUTS).logits)
 
 
 @given(spec=specs(TINY_TEXT))
 @settings(max_examples=5)
 def test_factors_get_the_sliced_adapters_gradients_and_what_is_cut_of_them_none(spec: SliceSpec) -> None:
-    small = child(SubModel(spec))
+    small = sliced(SubModel(spec))
     with in_float64():
         ours = factor_gradients(backward_of(parent(), parent()(INPUTS, spec=spec).logits))
         expected = factor_gradients(backward_of(small, small(INPUTS).logits))
@@ -107,7 +107,7 @@ def factor_gradients(gradients: dict[str, Tensor | None]) -> dict[str, Tensor]:
 @settings(max_examples=10)
 def test_slicing_commutes_with_merging_an_adapter(sub: SubModel) -> None:
     merged_then_sliced = weights(slice_module(merged_parent(), sub))
-    sliced_then_merged = weights(merge(child(sub)))
+    sliced_then_merged = weights(merge(sliced(sub)))
     assert merged_then_sliced.keys() == sliced_then_merged.keys()
     for name, tensor in sliced_then_merged.items():
         # B @ A of fewer rows may be summed in another order.
