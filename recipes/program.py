@@ -43,6 +43,8 @@ PLACE, PLACES = ("checkpoint",), ("files", "data.train", "data.validation", "voc
 # One of a list: in quotes as Hydra has them, or as it is up to a comma, unless that is written \,
 IN_A_LIST = re.compile(r"""\s*("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|(?:\\,|[^,])*?)\s*(?:,|\Z)""", re.DOTALL)
 
+ESCAPED = re.compile(r"\\([\\()\[\]{}:=, \t])")  # the characters with a meaning in Hydra's grammar
+
 
 def start(name: str, schema: type, run: Callable[[Any], None], arguments: Sequence[str]) -> int:
     """Run a recipe with command-line arguments; return the exit status.
@@ -61,19 +63,20 @@ def start(name: str, schema: type, run: Callable[[Any], None], arguments: Sequen
             check_keys(cfg)
             if missing := OmegaConf.missing_keys(cfg):
                 raise ConfigError(explain_missing(missing, recipe=name))
-            run(OmegaConf.to_object(cfg))
+            with leaving_when_closed():  # here: of errors that leave a job, Hydra prints a line
+                run(OmegaConf.to_object(cfg))
         except (*REFUSALS, *FROM_DISK) as error:
-            if wants_traceback or isinstance(error, BrokenPipeError):
+            if wants_traceback:
                 raise
             # A sweep goes on with its other jobs, so it says which one this was.
             swept = HydraConfig.get().mode is RunMode.MULTIRUN
-            where = f"in {' '.join(HydraConfig.get().overrides.task)}: " if swept else ""
+            where = f"in {' '.join(as_typed(HydraConfig.get().overrides.task, arguments, schema))}: " if swept else ""
             status = refuse(where + explain(error, recipe=name, schema=schema))
 
     wants_traceback = os.environ.get(FULL_ERROR) == "1"
     app = hydra.main(version_base="1.3", config_path="pkg://conf", config_name=name)(job)
     try:
-        with command_line(name, arguments, schema), unwound_when_terminated():
+        with command_line(name, arguments, schema), unwound_when_terminated(), leaving_when_closed():
             app()
     except REFUSALS as error:
         if wants_traceback:
@@ -86,9 +89,6 @@ def start(name: str, schema: type, run: Callable[[Any], None], arguments: Sequen
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return CLOSED
     except SystemExit as leaving:  # --help, and what argparse objects to
         return leaving.code if isinstance(leaving.code, int) else 0
     return status
@@ -98,6 +98,28 @@ def refuse(message: str) -> int:
     """Say what is wrong with what was asked for."""
     print(f"error: {message}", file=sys.stderr)
     return REFUSED
+
+
+@contextmanager
+def leaving_when_closed() -> Iterator[None]:
+    """Let the program end without a word when whoever read its output has seen enough."""
+    try:
+        yield
+        sys.stdout.flush()  # what is short breaks no pipe before this
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(CLOSED)
+
+
+def as_typed(passed: Sequence[str], arguments: Sequence[str], schema: type) -> Iterator[str]:
+    """The words of a sweep's job as its user wrote them; of those that are swept, what the job has of them."""
+    whole = {
+        word.partition("=")[0]: word
+        for word in arguments
+        if is_override(word) and not is_sweep(quote_free_text(word, schema, swept=True))
+    }
+    for word in passed:
+        yield whole.get(word.partition("=")[0]) or ESCAPED.sub(r"\1", word)
 
 
 @contextmanager

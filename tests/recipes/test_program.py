@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -112,9 +113,24 @@ def test_a_sweep_runs_every_combination_and_survives_a_bad_one(
 ) -> None:
     monkeypatch.chdir(tmp_path)  # Hydra notes there what was swept
     words = ["slice", f"checkpoint={weights}", "slice=full", "slice.name=w${slice.ffn_widths.0}"]
-    assert main([*words, "slice.ffn_widths=[24],[99],[16]", "output=${slice.name}", "--multirun"]) == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "w16", "w24"]
-    assert "slice.ffn_widths=[99]" in capsys.readouterr().err
+    assert main([*words, "slice.ffn_widths=[24],[99],[16]", "output=./a b/${slice.name}", "--multirun"]) == 2
+    assert sorted(path.name for path in (tmp_path / "a b").iterdir()) == ["w16", "w24"]
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    as_written = "slice=full slice.name=w${slice.ffn_widths.0} slice.ffn_widths=[99] output=./a b/${slice.name}"
+    assert error.startswith(f"error: in checkpoint={weights} {as_written}: slice 'w99': layer 0 asks for width 99")
+
+
+@pytest.mark.parametrize("words", [["slice=e2b", "json=true"], ["slice=e2b,full", "json=true", "--multirun"]])
+def test_who_reads_no_further_gets_no_complaint(words: list[str], tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "recipes.cli", "plan", "model=e4b", *words]
+    paths = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        command, stdout=writing, stderr=subprocess.PIPE, check=False, cwd=tmp_path, env=os.environ | paths
+    )
+    os.close(writing)
+    assert (done.stderr, done.returncode) == (b"", 141)
 
 
 def test_values_may_stand_on_both_sides_of_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
