@@ -5,21 +5,22 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from model.config import CONFIG_FILE, ModelConfig
+from model.config import CONFIG_FILE, ModelConfig, TextConfig
 from model.errors import ConfigError, SliceError
 from model.slicing.advice import advice
 from model.slicing.config import slice_config
+from model.slicing.count import Layout, count_effective_parameters, text_shapes
 from model.slicing.plan import Plan, StoredAs
 from model.slicing.propose import Budget, propose
 from model.slicing.runtimes import Runtime, nearest, never_met, preflight
 from model.slicing.spec import SliceConfig, SliceSpec
 from model.slicing.submodel import SubModel
-from model.slicing.table import write_slices
+from model.slicing.table import published_slices, write_slices
 from model.slicing.vocabulary import Vocabulary
 from model.tower_config import Modality
 from recipes.locate import find_checkpoint
@@ -31,6 +32,7 @@ from recipes.shape import ShapeConfig
 from recipes.sizes import resolve_slice, with_towers
 
 USUAL_CONTEXT_TOKENS = 8192
+TOKENIZER_FILE = "tokenizer.json"  # as in model.processor.tokenizer, which takes long to import
 
 
 @dataclass(kw_only=True, slots=True)
@@ -111,9 +113,38 @@ def plan(recipe: PlanRecipe, parent: ModelConfig) -> Report:
             raise SliceError(f"runtime {verdict.runtime}: it runs no such sub-model: {'; '.join(verdict.reasons)}")
     return Report(
         plan=Plan.of(parent, sub, context_tokens=budget.context_tokens),
-        parent=parent, budget=budget, asked=asked, verdicts=verdicts, notes=advice(spec, parent.text),
+        parent=parent, budget=budget, asked=asked, verdicts=verdicts,
+        notes=[*advice(spec, parent.text), *notes_on(recipe, spec, parent)],
         checkpoint=recipe.checkpoint, saved=recipe.save,
     )  # fmt: skip
+
+
+def notes_on(recipe: PlanRecipe, spec: SliceSpec, parent: ModelConfig) -> Iterator[str]:
+    """What is to be known of a plan beside what was trained."""
+    place = None if recipe.checkpoint is None else Path(recipe.checkpoint).expanduser()
+    if recipe.vocabulary_tokens is not None and not (place and (place / TOKENIZER_FILE).is_file()):
+        yield (
+            f"vocabulary_tokens={recipe.vocabulary_tokens} is before special and byte tokens, which a slice keeps in"
+            " any case: there is no tokenizer.json here to count them"
+        )
+    if recipe.max_effective is not None and (names := of_the_same_size(spec, parent.text)):
+        yield f"among Google's slices, whose accuracy was measured, {' and '.join(names)} have the same effective size"
+
+
+def of_the_same_size(spec: SliceSpec, config: TextConfig) -> list[str]:
+    """Google's other slices of as many effective parameters; none if ``spec`` is one of them."""
+    shapes = text_shapes(config, Layout.published).items()
+    effective, found = count_effective_parameters(shapes, SubModel(spec), config), list[str]()
+    for written in published_slices().values():
+        try:
+            other = SliceSpec.resolve(written, config)
+        except SliceError:  # a slice of E4B is no part of this parent
+            continue
+        if replace(other, name=spec.name) == spec:
+            return []
+        if count_effective_parameters(shapes, SubModel(other), config) == effective:
+            found.append(other.name)
+    return found
 
 
 def what_stays(recipe: PlanRecipe, parent: ModelConfig) -> SubModel:

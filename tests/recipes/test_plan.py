@@ -235,9 +235,20 @@ def test_other_axes_are_planned_too(capsys: Captured) -> None:
 def test_what_was_never_trained_is_said(capsys: Captured) -> None:
     told = planned(capsys, "model=e4b", "max_effective=3.0e9", "runtime=llama.cpp")
     assert any("20-24" in note and "trained" in note for note in told["notes"])
-    assert planned(capsys, "model=e4b", "max_effective=3.0e9")["notes"] == []
+    (same,) = planned(capsys, "model=e4b", "max_effective=3.0e9")["notes"]
+    assert "e2_98b_layer and e2_98b_block have the same effective size" in same
+    assert planned(capsys, "model=e4b", "max_effective=1.91e9")["notes"] == []  # proposed is Google's E2B itself
     assert main(["plan", "model=e4b", "slice.ffn_widths=[4096]"]) == 0
     assert "note: width 4096" in capsys.readouterr().out
+
+
+def test_tokens_that_cannot_be_counted_are_said_to_be_before_those_that_must_stay(
+    capsys: Captured, directory: Path, media_weights: Path
+) -> None:
+    for parent in ("e4b", str(directory)):
+        (note,) = planned(capsys, f"model={parent}", "vocabulary_tokens=20")["notes"]
+        assert note.startswith("vocabulary_tokens=20 is before special and byte tokens")
+    assert planned(capsys, f"model={media_weights}", "vocabulary_tokens=20")["notes"] == []
 
 
 REFUSED: dict[str, tuple[list[str], str]] = {
