@@ -59,8 +59,10 @@ def whole_directory(target: Path, *, overwrite: bool = False, marker: str) -> It
     made = [place for place in target.parents if not place.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_unfinished(target, marker=marker)
-    aside, lock = begin(target)
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{UNFINISHED}")
+    lock: int | None = None
     try:
+        lock = begin(aside)
         yield aside
         flush(aside)
         check_target(target, overwrite=overwrite, marker=marker)  # another process may have been faster
@@ -68,7 +70,8 @@ def whole_directory(target: Path, *, overwrite: bool = False, marker: str) -> It
         flush_entry(target.parent)
     finally:
         remove(aside, marker=marker)  # what failed, or what was replaced; nothing is there otherwise
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
         with suppress(OSError):
             for place in made:  # those that hold something stay
                 place.rmdir()
@@ -131,16 +134,15 @@ def check_room(target: Path, needed_bytes: int, *, marker: str) -> None:
         )
 
 
-def begin(target: Path) -> tuple[Path, int]:
-    """A new directory beside ``target``, and the descriptor that keeps it locked."""
+def begin(aside: Path) -> int:
+    """Make a directory, and give the descriptor that keeps it locked."""
     while True:
-        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{UNFINISHED}")
-        aside.mkdir()
+        aside.mkdir(exist_ok=True)
         # Until it is locked, another process may take it for one that was left behind, and remove it.
         with suppress(FileNotFoundError):
             lock = os.open(aside, os.O_RDONLY)
             if try_lock(lock) is not False and aside.is_dir():
-                return aside, lock
+                return lock
             os.close(lock)
 
 
