@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ import numpy as np
 from model.checkpoint.blocks import BLOCK_BYTES, Block, Bytes
 from model.checkpoint.directory import check_room, whole_directory
 from model.checkpoint.format import header
+from model.checkpoint.output_file import OutputFile
 from model.checkpoint.reader import INDEX_FILE, WEIGHTS_FILE
 from model.config import CONFIG_FILE, ModelConfig, TextConfig
 from model.errors import CheckpointError
@@ -30,7 +30,6 @@ GENERATION_FILE = "generation_config.json"  # where transformers' generate looks
 READERS = 2  # threads
 BLOCKS_AHEAD = 12  # read but not written yet: writing waits for the disk now and then, reading goes on
 BLOCKS_BEHIND = 2  # written but not hashed yet
-FLUSHED_BYTES = 64 << 20  # handed to the disk together
 Progress = Callable[[int, int], None]  # told how many bytes are written, of how many
 
 
@@ -197,19 +196,16 @@ def write_file(path: Path, parts: Sequence[Part], told: Callable[[int], None] | 
     pieces = (piece for part in parts for piece in part.blocks())
     memory = Memory()
     hashing: deque[tuple[Future[None], Bytes]] = deque()
+    nbytes = len(beginning) + sum(part.nbytes for part in parts)
     with (
-        path.open("wb", buffering=0) as file,
+        OutputFile(path, nbytes) as file,
         ThreadPoolExecutor(READERS) as readers,
         ThreadPoolExecutor(1) as hasher,
     ):
-        written, flushed = file.write(beginning), 0
+        file.write(np.frombuffer(beginning, dtype=np.uint8))
         for block in read_ahead(pieces, readers, memory):
             hashing.append((hasher.submit(digest.update, block.data), block))
-            write_all(file.fileno(), block)
-            written += block.nbytes
-            if written - flushed >= FLUSHED_BYTES:
-                begin_flush(file.fileno(), flushed, written)
-                flushed = written
+            file.write(block)
             while len(hashing) > BLOCKS_BEHIND:
                 done, hashed = hashing.popleft()
                 done.result()
@@ -257,19 +253,3 @@ def read_ahead(pieces: Iterable[Piece], readers: ThreadPoolExecutor, memory: Mem
     finally:
         for one in waiting:
             one.cancel()
-
-
-def write_all(descriptor: int, block: Bytes) -> None:
-    """Write every byte: the system may take fewer at once."""
-    rest = block.data
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
-
-
-def begin_flush(descriptor: int, start: int, stop: int) -> None:
-    """Have the disk begin with what was written, so that there is little left to wait for at the end.
-
-    Linux does so when told that the bytes are not needed any more; those that are not on disk yet stay in memory.
-    """
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, start, stop - start, os.POSIX_FADV_DONTNEED)

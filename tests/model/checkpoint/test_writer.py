@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from model.checkpoint import writer
 from model.checkpoint.blocks import Bytes
+from model.checkpoint.output_file import OutputFile
 from model.checkpoint.reader import INDEX_FILE, WEIGHTS_FILE, Checkpoint
 from model.checkpoint.writer import BLOCKS_AHEAD, READERS, shards, write_checkpoint
 from model.errors import CheckpointError
@@ -134,14 +135,16 @@ def test_no_more_is_read_than_a_few_blocks_ahead_of_what_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (part,) = numbers(200)
-    writing, unread = writer.write_all, []
+    unread: list[int] = []
 
-    def slowly(descriptor: int, block: Bytes) -> None:
-        threading.Event().wait(0.001)
-        unread.append(len(part.begun))
-        writing(descriptor, block)
+    class Slow(OutputFile):
+        def write(self, content: Bytes) -> None:
+            threading.Event().wait(0.001)
+            if len(content) == 8:  # not the header
+                unread.append(len(part.begun))
+            super().write(content)
 
-    monkeypatch.setattr(writer, "write_all", slowly)
+    monkeypatch.setattr(writer, "OutputFile", Slow)
     write_checkpoint([part], CONFIG, tmp_path / "out")
     ahead = [begun - written for written, begun in enumerate(unread)]
     assert 1 < max(ahead) <= BLOCKS_AHEAD + READERS

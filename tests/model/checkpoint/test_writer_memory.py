@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from pathlib import Path
 from typing import ClassVar
@@ -15,6 +14,7 @@ import pytest
 from model.checkpoint import blocks, writer
 from model.checkpoint.blocks import StoredPart
 from model.checkpoint.format import StoredTensor
+from model.checkpoint.output_file import OutputFile
 from model.checkpoint.writer import BLOCKS_AHEAD, BLOCKS_BEHIND, Memory, write_file
 from model.slicing.cuts import Kept, Placement
 from model.slicing.dead_kv import FilledPart
@@ -70,16 +70,16 @@ class Watched(Memory):
 def test_a_few_blocks_of_memory_hold_one_block_after_the_other(
     tmp_path: Path, content: np.ndarray, monkeypatch: pytest.MonkeyPatch, slow: str, columns: tuple[Kept, ...]
 ) -> None:
-    writing = writer.write_all
 
-    def slowly(descriptor: int, block: blocks.Bytes) -> None:
-        time.sleep(0.002)
-        writing(descriptor, block)
+    class Slow(OutputFile):
+        def write(self, content: blocks.Bytes) -> None:
+            time.sleep(0.002)
+            super().write(content)
 
     monkeypatch.setattr(writer, "Memory", Watched)
     Watched.arrays.clear()
     if slow == "writing":
-        monkeypatch.setattr(writer, "write_all", slowly)
+        monkeypatch.setattr(writer, "OutputFile", Slow)
     if slow == "hashing":
         monkeypatch.setattr(hashlib, "sha256", Unhurried)
     told = write_file(tmp_path / "file", [part_of(tmp_path, *columns)])
@@ -110,29 +110,3 @@ def test_what_needs_no_memory_is_lent_none_and_leaves_none_behind() -> None:
     for block in filled.blocks():
         memory.take_back(memory.read(block))
     assert not memory.free
-
-
-def test_the_disk_is_told_to_begin_with_every_byte_but_the_last_few(
-    tmp_path: Path, content: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[tuple[int, int]] = []
-    monkeypatch.setattr(writer, "FLUSHED_BYTES", 1000)
-    monkeypatch.setattr(
-        os, "posix_fadvise", lambda _, start, length, __: told.append((start, start + length)), raising=False
-    )
-    write_file(tmp_path / "file", [part_of(tmp_path)])
-    size = (tmp_path / "file").stat().st_size
-    ends = [0, *(stop for _, stop in told)]
-    assert [start for start, _ in told] == ends[:-1]
-    assert 0 <= size - ends[-1] < 1000
-    assert all(1000 <= stop - start < 1000 + BLOCK_BYTES for start, stop in told)
-    assert content.nbytes < ends[-1] + 1000
-
-
-def test_systems_that_cannot_be_told_write_the_same(
-    tmp_path: Path, content: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writer, "FLUSHED_BYTES", 1000)
-    monkeypatch.delattr(os, "posix_fadvise")
-    write_file(tmp_path / "file", [part_of(tmp_path)])
-    assert (tmp_path / "file").read_bytes().endswith(content.tobytes())
