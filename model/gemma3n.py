@@ -157,6 +157,8 @@ class Gemma3n(nn.Module):
             spec = SliceSpec.full(config)
         else:
             spec.check(config)
+        if inputs.documents is not None and cache is not None:
+            raise InputError("inputs: rows of several documents cannot be decoded step by step; leave cache out")
         if inputs.ids.device.type == "cpu":  # elsewhere a look at the values would stop the device's queue
             check_ids(inputs.ids, config.vocab_size)
         inputs = self.soft_tokens(inputs)
@@ -177,10 +179,15 @@ class Gemma3n(nn.Module):
         audio = self.model.hear(inputs.audio) if isinstance(inputs.audio, Audio) else inputs.audio
         return dataclasses.replace(inputs, images=images, audio=audio)
 
+    @property
+    def head_weight(self) -> Float[Tensor, "vocab dim"]:
+        """The head's matrix: the token table."""
+        return self.model.language_model.embed_tokens.weight
+
     def head(self, hidden: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes vocab"]:
         """Scores of hidden states: the token table again, soft-capped in the model's dtype, then float32."""
         cap = self.config.text.final_logit_softcapping
-        scores = F.linear(hidden, self.model.language_model.embed_tokens.weight)
+        scores = F.linear(hidden, self.head_weight)
         return (torch.tanh(scores / cap) * cap).float()
 
     @torch.no_grad()

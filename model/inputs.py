@@ -139,6 +139,9 @@ class Inputs:
     ``mask`` is True at real tokens and False at padding, which may stand on either side. Images and clips
     lie in the order of their runs of placeholders, row after row; either may have been through its tower.
 
+    ``documents``: which document of its row each token belongs to, counted from 0 and never falling along the row,
+    where several share one: no token sees another's document, and each begins at position 0. None: a row is one.
+
     ``ids_below``: every id is known to be smaller; None if nobody has looked. Media's ids lie behind the text's,
     so a model that is told need not look itself, for which a device would have to finish all it has to do.
 
@@ -152,6 +155,7 @@ class Inputs:
     images: Images | SoftTokens | None = None
     audio: Audio | SoftTokens | None = None
     ids_below: int | None = None
+    documents: Int[Tensor, "batch seq"] | None = None
 
     def __post_init__(self) -> None:
         if self.ids.ndim != 2 or self.mask.shape != self.ids.shape:
@@ -166,6 +170,8 @@ class Inputs:
             )
         if self.mask.dtype != torch.bool:
             raise InputError(f"inputs: mask is {self.mask.dtype}; it must be torch.bool, True at real tokens")
+        if self.documents is not None:
+            check_documents(self.documents, self.ids)
         for name, given, kind in (("images", self.images, Images), ("audio", self.audio, Audio)):
             if not isinstance(given, kind | SoftTokens | None):
                 raise InputError(
@@ -197,9 +203,21 @@ class Inputs:
             ids_below=below,
             ids=self.ids.to(device),
             mask=self.mask.to(device),
+            documents=None if self.documents is None else self.documents.to(device),
             images=None if self.images is None else self.images.to(device),
             audio=None if self.audio is None else self.audio.to(device),
         )
+
+
+def check_documents(documents: Int[Tensor, "batch seq"], ids: Int[Tensor, "batch seq"]) -> None:
+    """Raise InputError for numbers of documents that belong to other tokens, or (on the CPU) fall along a row."""
+    if documents.shape != ids.shape or documents.is_floating_point():
+        raise InputError(
+            f"inputs: documents are {documents.dtype} of shape {tuple(documents.shape)}; they must be whole numbers"
+            f" of the ids' shape {tuple(ids.shape)}"
+        )
+    if documents.device.type == "cpu" and bool((documents.diff(dim=1) < 0).any()):
+        raise InputError("inputs: the number of a document falls along a row; the tokens of one must lie together")
 
 
 @dataclass(frozen=True, kw_only=True)

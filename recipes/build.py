@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
 from jaxtyping import Int
@@ -85,11 +84,6 @@ def build_adapted(
     """A model to ask, with its adapter if it has one; ``modalities`` are those to load, all by default."""
     gemma = load(checkpoint, dtype=dtype, device=device, modalities=modalities)
     return gemma if adapter is None else load_adapter(gemma, adapter)
-
-
-def base_of(model: Gemma3n | PeftModel) -> Gemma3n:
-    """The model itself, without what an adapter wraps around it."""
-    return model if isinstance(model, Gemma3n) else cast(Gemma3n, model.get_base_model())
 
 
 def build_cache(

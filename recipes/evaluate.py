@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from model.adapter.lora import check_adapter
+from model.adapter.lora import base_of, check_adapter
 from model.checkpoint.shapes import model_shapes
 from model.config import ModelConfig
 from model.errors import ConfigError
@@ -23,7 +23,6 @@ from model.slicing.spec import SliceConfig, SliceSpec
 from model.slicing.submodel import SubModel
 from model.tower_config import Modality
 from recipes.build import (
-    base_of,
     build_adapted,
     build_cache,
     build_processor,

@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from model.adapter.lora import PeftModel, load_adapter, merge
+from model.adapter.lora import PeftModel, base_of, load_adapter, merge
 from model.audio.tower import AudioTower
 from model.checkpoint.load import load
 from model.checkpoint.names import TOKEN_TABLE
@@ -24,7 +24,7 @@ from model.inputs import Audio, Images, Inputs
 from model.slicing.submodel import SubModel
 from model.tower_config import MediaTokens
 from model.vision.stages import ARCHITECTURES
-from recipes.build import base_of, build_adapted
+from recipes.build import build_adapted
 
 CHECKED_TOKENS, CHECKED_FRAMES = 64, 100
 TOLERANCE = 1e-4  # of the largest score: float32 sums in another order, through all layers

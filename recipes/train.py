@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from torch import nn
 
-from model.adapter.lora import AdapterConfig, attach
+from model.adapter.lora import AdapterConfig, PeftModel, attach
 from model.adapter.targets import DECODER, resolve_targets
 from model.checkpoint.checking import check_tensors
 from model.checkpoint.names import modality_of
@@ -313,7 +313,7 @@ def identity(recipe: TrainRecipe, prepared: Prepared) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def build_trained(recipe: TrainRecipe, prepared: Prepared) -> tuple[Gemma3n, nn.Module, Weights]:
+def build_trained(recipe: TrainRecipe, prepared: Prepared) -> tuple[Gemma3n, Gemma3n | PeftModel, Weights]:
     """The model, the same with what is trained in it, and how that gets to disk and back."""
     precision, seed = recipe.trainer.precision, recipe.trainer.seed
     gemma = build_model(prepared.loaded, prepared.checkpoint, dtype=precision.dtype, seed=seed)

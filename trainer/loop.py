@@ -13,7 +13,9 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
+from model.adapter.lora import PeftModel
 from model.errors import DivergenceError
+from model.gemma3n import Gemma3n
 from model.slicing.spec import SliceSpec
 from trainer.checkpoint import Run
 from trainer.config import TrainerConfig
@@ -30,7 +32,7 @@ from trainer.schedule import Schedule
 from trainer.sinks import METRICS_FILE, Sink, read_records
 from trainer.soft_tokens import SharedTowers
 from trainer.state import TrainState
-from trainer.step import anchored, batch_loss_sum
+from trainer.step import SupervisedLoss
 from trainer.weights import Weights
 
 NUM_SHOWN = 5  # parameters and rows named when a run has to stop
@@ -41,8 +43,7 @@ class Trainer:
     """Everything a run is made of, finished; ``fit`` lets time pass.
 
     Args:
-        model: Called as ``model(inputs, spec=spec).logits``; its parameters that require a gradient are those of
-            ``optimizer``.
+        model: Its parameters that require a gradient are those of ``optimizer``.
         validation: Rows to measure on; may be empty.
         evaluated: The sub-models to measure.
         sinks: Where figures go; empty in every process but the first.
@@ -52,7 +53,7 @@ class Trainer:
 
     config: TrainerConfig
     accelerator: Accelerator
-    model: nn.Module
+    model: Gemma3n | PeftModel
     weights: Weights
     optimizer: Optimizer
     schedule: Schedule
@@ -87,8 +88,7 @@ class Trainer:
             state = self.run.load(self.optimizer, self.weights)
             # Every process gets the first one's weights, and the model is wrapped where there are several. The
             # optimizer stays as it is: it knows the parameters, which wrapping does not replace.
-            trained = self.model if self.towers is None else anchored(self.model, self.towers.decoder)
-            prepared: nn.Module = self.accelerator.prepare(trained)
+            prepared: nn.Module = self.accelerator.prepare(SupervisedLoss(self.model))
             prepared.train()
             self.clock = Clock(first_step=state.step)
             while state.step < self.config.max_steps:
@@ -184,7 +184,7 @@ class Trainer:
             for index, spec in enumerate(specs):
                 last = number == len(batches) and index == len(specs) - 1
                 with contextlib.nullcontext() if last else self.accelerator.no_sync(prepared):
-                    loss_sum = batch_loss_sum(prepared, encoded, spec)
+                    loss_sum = prepared(encoded.inputs, encoded.labels, spec)
                     # Not Accelerate's: it divides by a number of micro-batches it takes from the environment.
                     (loss_sum * scale).backward()
                 sums[index] += loss_sum.detach()

@@ -3,44 +3,48 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from model.inputs import Inputs, Outputs
+from model.adapter.lora import PeftModel, base_of
+from model.gemma3n import Gemma3n
+from model.inputs import Inputs
 from model.slicing.spec import SliceSpec
 from trainer.data.batch import Batch
-from trainer.loss import token_loss_sum
+from trainer.loss import linear_cross_entropy_sum
 
 
-def batch_loss_sum(model: nn.Module, batch: Batch, spec: SliceSpec) -> Float[Tensor, ""]:
+def batch_loss_sum(model: Gemma3n | PeftModel, batch: Batch, spec: SliceSpec) -> Float[Tensor, ""]:
     """The summed loss of ``batch`` under ``spec``, to be divided by the step's supervised tokens."""
-    return token_loss_sum(model(batch.inputs, spec=spec).logits, batch.labels)
+    return loss_sum(base_of(model), batch.inputs, batch.labels, spec)
 
 
-class Anchored(nn.Module):
-    """A model of which towers or embedders alone are trained, called like the model.
+def loss_sum(gemma: Gemma3n, inputs: Inputs, labels: Int[Tensor, "batch seq"], spec: SliceSpec) -> Float[Tensor, ""]:
+    """The summed loss at the labels. Scores of positions without one are never made."""
+    hidden, _ = gemma.hidden(inputs, spec)
+    return linear_cross_entropy_sum(
+        hidden, gemma.head_weight, labels, softcap=gemma.config.text.final_logit_softcapping
+    )  # fmt: skip
 
-    A micro-batch without their media has no gradient; but there must be something to go backward through, or the
-    processes whose rows have media would wait forever for this one. It goes to a parameter that counts for nothing
-    and is nobody's to optimise, so those of the model are left alone.
+
+class SupervisedLoss(nn.Module):
+    """A model and its loss in one forward pass: what several processes wrap, so that all of a step is inside.
+
+    Where towers or embedders alone are trained, a micro-batch without their media has no gradient; but there must
+    be something to go backward through, or the processes whose rows have media would wait forever for this one. It
+    goes to a parameter that counts for nothing and is nobody's to optimise, so those of the model are left alone.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Gemma3n | PeftModel) -> None:
         super().__init__()
         self.model = model
-        self.anchor = nn.Parameter(torch.zeros((), device=next(model.parameters()).device))
+        decoder = base_of(model).model.language_model
+        self.anchor: nn.Parameter | None = None
+        if not any(parameter.requires_grad for parameter in decoder.parameters()):
+            self.anchor = nn.Parameter(torch.zeros((), device=next(model.parameters()).device))
 
-    def forward(self, inputs: Inputs, spec: SliceSpec) -> Outputs:
-        """The model's scores, which depend on the anchor where nothing else that is trained is behind them."""
-        outputs: Outputs = self.model(inputs, spec=spec)
-        if outputs.logits.requires_grad:
-            return outputs
-        return dataclasses.replace(outputs, logits=outputs.logits + 0 * self.anchor)
-
-
-def anchored(model: nn.Module, decoder: nn.Module) -> nn.Module:
-    """``model`` as it is trained: itself where a gradient flows to its text decoder, and so in every step."""
-    return model if any(parameter.requires_grad for parameter in decoder.parameters()) else Anchored(model)
+    def forward(self, inputs: Inputs, labels: Int[Tensor, "batch seq"], spec: SliceSpec) -> Float[Tensor, ""]:
+        """The summed loss, which depends on the anchor where nothing else that is trained is behind it."""
+        summed = loss_sum(base_of(self.model), inputs, labels, spec)
+        return summed if self.anchor is None or summed.requires_grad else summed + 0 * self.anchor

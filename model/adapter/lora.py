@@ -117,6 +117,11 @@ class ScaledLoraEmbedding(Embedding):
         return torch.tensor(table.scale, device=table.weight.device, dtype=table.weight.dtype)
 
 
+def base_of(model: Gemma3n | PeftModel) -> Gemma3n:
+    """The model itself, without what an adapter wraps around it."""
+    return model if isinstance(model, Gemma3n) else cast(Gemma3n, model.get_base_model())
+
+
 def attach(model: Gemma3n, config: AdapterConfig) -> PeftModel:
     """Freeze ``model``, put a fresh LoRA adapter into it, and give what is to be trained.
 

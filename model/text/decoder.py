@@ -8,16 +8,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.config import LayerType, TextConfig
+from model.config import TextConfig
 from model.inputs import Inputs
 from model.layers.altup import collapse, expand
 from model.layers.embedding import ScaledEmbedding
 from model.layers.kv_cache import KeyValues, KVCache
-from model.layers.mask import attention_mask
 from model.layers.norm import RMSNorm
-from model.layers.rotary import Rotary
 from model.slicing.spec import SliceSpec
-from model.text.layer import Context, DecoderLayer
+from model.text.context import contexts_of
+from model.text.layer import DecoderLayer
 
 
 class Decoder(nn.Module):
@@ -59,7 +58,7 @@ class Decoder(nn.Module):
         """
         per_layer = self.per_layer_inputs(inputs.ids, embedded, spec).unbind(dim=2)
         seen = inputs.mask if cache is None else torch.cat((cache.mask, inputs.mask), dim=1)
-        contexts = self.contexts(inputs, seen, embedded.dtype)
+        contexts = contexts_of(self.config, inputs, seen, embedded.dtype)
 
         streams = expand(embedded, self.altup_projections)
         produced: dict[int, KeyValues] = {}
@@ -100,19 +99,3 @@ class Decoder(nn.Module):
             kept = torch.tensor(spec.kept_layers, device=ids.device)
             rows, projected = rows.index_select(2, kept), projected.index_select(2, kept)
         return (self.per_layer_projection_norm(projected) + rows) * share
-
-    def contexts(self, inputs: Inputs, seen: Tensor, dtype: torch.dtype) -> dict[LayerType, Context]:
-        """Rotations and mask of each layer type. Positions count from the first column, padding included."""
-        config, (num_queries, num_keys) = self.config, (inputs.ids.shape[1], seen.shape[1])
-        positions = torch.arange(num_keys - num_queries, num_keys, device=inputs.ids.device)[None]
-        bases = {
-            LayerType.full_attention: (config.rope_theta, None),
-            LayerType.sliding_attention: (config.rope_local_base_freq, config.sliding_window),
-        }
-        return {
-            kind: Context(
-                Rotary.at(positions, head_dim=config.head_dim, base=base, dtype=dtype),
-                attention_mask(seen, num_queries, window),
-            )
-            for kind, (base, window) in bases.items()
-        }

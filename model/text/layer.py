@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from model.config import TextConfig
@@ -18,15 +17,7 @@ from model.layers.feed_forward import FeedForward
 from model.layers.kv_cache import KeyValues
 from model.layers.laurel import Laurel
 from model.layers.norm import RMSNorm
-from model.layers.rotary import Rotary
-
-
-@dataclass(frozen=True)
-class Context:
-    """What all layers of one type are told about the sequence."""
-
-    rotary: Rotary
-    mask: Bool[Tensor, "batch 1 seq keys"]
+from model.text.context import Context
 
 
 class DecoderLayer(nn.Module):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.adapter.lora import load_adapter
+from model.adapter.lora import base_of, load_adapter
 from model.checkpoint.load import load
 from model.checkpoint.reader import Checkpoint
 from model.checkpoint.saving import save
@@ -27,7 +27,7 @@ from model.slicing.optimizer import slice_optimizer
 from model.slicing.spec import SliceSpec
 from model.slicing.submodel import SubModel
 from model.slicing.vocabulary import Vocabulary
-from recipes.build import base_of, build_processor, build_rows
+from recipes.build import build_processor, build_rows
 from recipes.cli import main
 from recipes.run_identity import towers_of
 from recipes.slice_run import slice_run

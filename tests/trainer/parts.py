@@ -19,9 +19,10 @@ from rich.console import Console
 from tokenizers import Regex, models, pre_tokenizers
 from torch import nn
 
-from model.adapter.lora import AdapterConfig, attach
+from model.adapter.lora import AdapterConfig, PeftModel, attach
 from model.config import TextConfig
 from model.freezing import Part, freeze
+from model.gemma3n import Gemma3n
 from model.processor.chat import Message, Role
 from model.processor.media import Picture, Recording
 from model.processor.processor import Processor
@@ -171,7 +172,7 @@ def tiny_trainer(
     *,
     elastic_config: ElasticConfig | None = None,
     adapter: AdapterConfig | None = None,
-    model: nn.Module | None = None,
+    model: Gemma3n | PeftModel | None = None,
     text: TextConfig = TINY_TEXT,
     more_sinks: Sequence[Sink] = (),
     num_validation: int = 0,

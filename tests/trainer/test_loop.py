@@ -18,7 +18,7 @@ from trainer.curve import CURVE_FILE
 from trainer.elastic import ElasticConfig, ElasticPolicy
 from trainer.loop import Trainer
 from trainer.sinks import METRICS_FILE, read_records
-from trainer.step import batch_loss_sum
+from trainer.step import SupervisedLoss, batch_loss_sum
 
 # Sums of the same float32 terms in another order; the losses are near 4.
 OTHER_ORDER = 1e-5
@@ -29,7 +29,9 @@ def gradients(trainer: Trainer) -> dict[str, Tensor]:
     batches = trainer.gather(0)
     supervised_tokens = sum(batch.supervised_tokens for batch in batches)
     trainer.model.train()
-    trainer.accumulate(trainer.model, batches, trainer.sampler.at(0), supervised_tokens=supervised_tokens)
+    trainer.accumulate(
+        SupervisedLoss(trainer.model), batches, trainer.sampler.at(0), supervised_tokens=supervised_tokens
+    )
     return {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
 
 

@@ -38,7 +38,7 @@ from trainer.loop import Trainer
 from trainer.sinks import METRICS_FILE, read_records
 from trainer.soft_token_cache import SoftTokenCache
 from trainer.soft_tokens import SharedTowers
-from trainer.step import batch_loss_sum
+from trainer.step import SupervisedLoss, batch_loss_sum
 
 FULL = SliceSpec.full(TINY_TEXT)
 TOWERS = (Part.vision, Part.audio)
@@ -104,7 +104,9 @@ def test_frozen_towers_see_every_item_once_for_all_specs_of_a_step(tmp_path: Pat
     batches, specs = trainer.gather(0), trainer.sampler.at(0)
     assert len(specs) > 1
     with counted(*towers_of(trainer)) as calls:
-        trainer.accumulate(trainer.model, batches, specs, supervised_tokens=batches[0].supervised_tokens)
+        trainer.accumulate(
+            SupervisedLoss(trainer.model), batches, specs, supervised_tokens=batches[0].supervised_tokens
+        )
     media = sum(len(row.media) for row in ROWS)
     assert calls == [1] * media
 
@@ -119,7 +121,7 @@ def test_sharing_soft_tokens_changes_no_gradient(tmp_path: Path) -> None:
         if name == "each":
             trainer.towers = None
         batches = trainer.gather(0)
-        trainer.accumulate(trainer.model, batches, trainer.sampler.at(0), supervised_tokens=9)
+        trainer.accumulate(SupervisedLoss(trainer.model), batches, trainer.sampler.at(0), supervised_tokens=9)
         found.append({name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None})
     assert found[0].keys() == found[1].keys()
     assert all(torch.equal(gradient, found[1][name]) for name, gradient in found[0].items())
@@ -132,7 +134,7 @@ def test_a_trained_tower_runs_in_every_forward_pass(tmp_path: Path) -> None:
     )  # fmt: skip
     specs, batches = trainer.sampler.at(0), trainer.gather(0)
     with counted(towers_of(trainer)[0]) as calls:
-        trainer.accumulate(trainer.model, batches, specs, supervised_tokens=9)
+        trainer.accumulate(SupervisedLoss(trainer.model), batches, specs, supervised_tokens=9)
     assert calls == [sum(len(row.pictures) for row in ROWS)] * len(specs)
 
 
@@ -226,7 +228,7 @@ def test_micro_batches_are_brought_to_the_device_one_at_a_time(tmp_path: Path, m
     move, encode = Batch.to, SharedTowers.encode
     monkeypatch.setattr(Batch, "to", lambda batch, device: told.append("to") or move(batch, device))
     monkeypatch.setattr(SharedTowers, "encode", lambda towers, batch: told.append("encode") or encode(towers, batch))
-    trainer.accumulate(trainer.model, trainer.gather(0), trainer.sampler.at(0), supervised_tokens=9)
+    trainer.accumulate(SupervisedLoss(trainer.model), trainer.gather(0), trainer.sampler.at(0), supervised_tokens=9)
     assert told == ["to", "encode"] * 3
 
 

@@ -10,15 +10,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
+from model.adapter.lora import PeftModel, base_of
+from model.gemma3n import Gemma3n
 from model.slicing.spec import SliceSpec
 from trainer.data.ahead import Ahead
 from trainer.data.batch import IGNORED, Batch
 from trainer.data.collate import Collator
 from trainer.data.example import Example
 from trainer.data.supervise import TokenRow
-from trainer.loss import token_loss_sum
+from trainer.loss import linear_cross_entropy_sum
 from trainer.soft_tokens import SharedTowers
 
 
@@ -55,7 +56,7 @@ class Score:
         return self.exact / self.examples
 
 
-def score_batch(model: nn.Module, batch: Batch, spec: SliceSpec) -> Score:
+def score_batch(model: Gemma3n | PeftModel, batch: Batch, spec: SliceSpec) -> Score:
     """The score of ``batch`` under ``spec``.
 
     An example is exact if the most likely token at every supervised position is the one that stands there.
@@ -64,11 +65,15 @@ def score_batch(model: nn.Module, batch: Batch, spec: SliceSpec) -> Score:
     here; so the two part at the first disagreement or never. (With several assistant turns, each is judged
     given the true ones before it.)
     """
-    logits = model(batch.inputs, spec=spec).logits
+    gemma = base_of(model)
+    hidden, _ = gemma.hidden(batch.inputs, spec)
     supervised = batch.labels != IGNORED
-    right = (logits.argmax(dim=-1) == batch.labels) | ~supervised  # batch seq
+    right = (gemma.head(hidden).argmax(dim=-1) == batch.labels) | ~supervised  # batch seq
+    loss_sum = linear_cross_entropy_sum(
+        hidden, gemma.head_weight, batch.labels, softcap=gemma.config.text.final_logit_softcapping
+    )  # fmt: skip
     return Score(
-        loss_sum=token_loss_sum(logits, batch.labels).item(),
+        loss_sum=loss_sum.item(),
         supervised_tokens=int(supervised.sum()),
         exact=int(right.all(dim=1).sum()),
         examples=batch.examples,
@@ -76,7 +81,7 @@ def score_batch(model: nn.Module, batch: Batch, spec: SliceSpec) -> Score:
 
 
 def score_batches(
-    model: nn.Module,
+    model: Gemma3n | PeftModel,
     rows: Sequence[TokenRow],
     specs: Sequence[SliceSpec],
     *,
@@ -90,7 +95,7 @@ def score_batches(
     In the end ``model`` is in the mode, training or not, that it was in.
 
     Args:
-        model: Called as ``model(inputs, spec=spec).logits``.
+        model: With an adapter or without.
         rows: Conversations as tokens.
         specs: The sub-models to measure.
         collator: Makes batches of rows.
