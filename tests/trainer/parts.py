@@ -17,7 +17,6 @@ from accelerate import Accelerator
 from PIL import Image
 from rich.console import Console
 from tokenizers import Regex, models, pre_tokenizers
-from torch import nn
 
 from model.adapter.lora import AdapterConfig, PeftModel, attach
 from model.config import TextConfig
