@@ -20,7 +20,8 @@ from model.processor.processor import Processor
 from model.tower_config import Modality
 from recipes.shape import ShapeConfig
 from trainer.config import Device
-from trainer.data.sources import LongRows, read_conversations
+from trainer.data.config import LongRows
+from trainer.data.sources import read_conversations
 from trainer.data.supervise import TRAINING_REMEDY, TokenRow, TokenRows, tokenize
 from trainer.soft_token_cache import SoftTokenCache
 

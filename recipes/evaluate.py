@@ -37,7 +37,7 @@ from recipes.sizes import resolve_sizes
 from trainer.checkpoint import write_whole
 from trainer.config import Device, Precision
 from trainer.data.collate import Collator
-from trainer.data.sources import LongRows
+from trainer.data.config import LongRows
 from trainer.evaluation.held_out import Score, score_batches
 from trainer.soft_tokens import SharedTowers
 

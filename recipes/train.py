@@ -48,10 +48,11 @@ from recipes.sizes import resolve_sizes
 from trainer.checkpoint import WEIGHTS, Run, write_whole
 from trainer.config import Precision, TrainerConfig
 from trainer.data.collate import Collator
+from trainer.data.config import DataConfig, LongRows
 from trainer.data.inspection import Digests, inspect
 from trainer.data.loader import Loader
 from trainer.data.media import fingerprint_of_media
-from trainer.data.sources import DataConfig, LongRows, fingerprint
+from trainer.data.sources import fingerprint
 from trainer.data.supervise import TokenRow, TokenRows
 from trainer.elastic import ElasticConfig, SliceSampler
 from trainer.loop import Trainer

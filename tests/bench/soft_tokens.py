@@ -36,9 +36,9 @@ from tests.tiny import TINY_TEXT, TINY_VISION
 from tests.trainer.parts import tiny_media_tokenizer
 from trainer.data.ahead import Ahead
 from trainer.data.collate import Collator
+from trainer.data.config import LongRows
 from trainer.data.example import Example
 from trainer.data.loader import Loader
-from trainer.data.sources import LongRows
 from trainer.data.supervise import tokenize
 from trainer.soft_token_cache import SoftTokenCache
 from trainer.soft_tokens import SharedTowers

@@ -38,8 +38,8 @@ from tests.tiny import TINY_TEXT, tiny_model
 from tests.trainer.parts import losses, write_jsonl
 from trainer.checkpoint import lock
 from trainer.data.collate import Collator
+from trainer.data.config import LongRows
 from trainer.data.loader import Loader
-from trainer.data.sources import LongRows
 from trainer.optim import OptimConfig, build_optimizer
 from trainer.schedule import Schedule, ScheduleConfig
 from trainer.sinks import METRICS_FILE, read_records

@@ -40,9 +40,9 @@ from tests.tiny import (
 from trainer.checkpoint import Run
 from trainer.config import Device, TrainerConfig
 from trainer.data.collate import Collator
+from trainer.data.config import LongRows
 from trainer.data.example import Example
 from trainer.data.loader import Loader
-from trainer.data.sources import LongRows
 from trainer.data.supervise import TokenRow, tokenize
 from trainer.elastic import ElasticConfig, ElasticPolicy, SliceSampler
 from trainer.loop import Trainer

@@ -12,7 +12,8 @@ from rich.progress import Progress
 
 from model.errors import InputError
 from model.processor.media import Picture, Recording
-from trainer.data.sources import CheckMedia, raise_faults
+from trainer.data.config import CheckMedia
+from trainer.data.faults import raise_faults
 from trainer.data.supervise import TokenRow
 from trainer.runtime import is_first_launched
 

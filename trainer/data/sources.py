@@ -12,67 +12,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from model.errors import ConfigError, InputError
-from model.processor.audio import LongAudio
+from model.errors import InputError
 from model.processor.chat import Role
 from trainer.data.example import Example
+from trainer.data.faults import raise_faults
 from trainer.data.media import faults_of_items, faults_of_media, faults_of_names, messages_of
 from trainer.data.wording import faults_of_text, kind
 
 ROLES = (*(role.value for role in Role), "model")  # the last is Gemma's own word for the assistant
-NUM_SHOWN = 20  # faults; more would scroll the first ones away
-
-
-class LongRows(StrEnum):
-    """What to do with a conversation of more tokens than a row may have."""
-
-    refuse = "refuse"
-    skip = "skip"
-    truncate = "truncate"  # its end goes; one whose media would be cut, or that teaches nothing then, is skipped
-
-
-class CheckMedia(StrEnum):
-    """How closely media are looked at before training."""
-
-    full = "full"  # each is decoded
-    head = "head"  # its header, as for tokens; its bytes are read, but damage among them ends the run that meets it
-
-
-@dataclass(kw_only=True, slots=True)
-class DataConfig:
-    """What to learn from and what to be measured on.
-
-    Raises:
-        ConfigError: A value is out of its range.
-    """
-
-    train: list[str]  # JSON Lines files
-    validation: list[str] = field(default_factory=list)
-    max_length_tokens: int = 2048
-    long_rows: LongRows = LongRows.refuse
-    long_audio: LongAudio = LongAudio.refuse  # sound of more than 30 s: refuse, truncate, or chunk it into several
-    check_media: CheckMedia = CheckMedia.full  # before training: full decodes all images and sound, head their headers
-    shuffle: bool = True
-    max_validation_examples: int | None = None  # measure on the first ones only; null = all
-    workers: int = 2  # threads that read images and sound ahead, a micro-batch each; 0 = none
-    soft_token_cache: Path | None = None  # directory that keeps what frozen towers make of images and sound
-
-    def __post_init__(self) -> None:
-        if not self.train:
-            raise ConfigError("data.train is empty; name at least one JSON Lines file of conversations")
-        if self.max_length_tokens < 2:
-            raise ConfigError(
-                f"data.max_length_tokens is {self.max_length_tokens}; predicting one token from another takes 2"
-            )
-        if self.workers < 0:
-            raise ConfigError(f"data.workers is {self.workers}; it must be 0 or more")
-        if self.max_validation_examples is not None and self.max_validation_examples < 1:
-            raise ConfigError(f"data.max_validation_examples is {self.max_validation_examples}; it must be at least 1")
 
 
 def read_conversations(paths: Sequence[str | Path]) -> list[Example]:
@@ -94,15 +44,6 @@ def read_conversations(paths: Sequence[str | Path]) -> list[Example]:
             raise InputError(f"data: '{path}' has no rows; each line is one conversation")
     raise_faults(faults, total=len(examples) + len(faults))
     return examples
-
-
-def raise_faults(faults: Sequence[str], *, total: int) -> None:
-    """Raise InputError with the first of ``faults`` and the number of all, if there are any."""
-    if not faults:
-        return
-    more = [f"… and {len(faults) - NUM_SHOWN} more"] if len(faults) > NUM_SHOWN else []
-    lines = "\n".join(["", *faults[:NUM_SHOWN], *more])
-    raise InputError(f"data: {len(faults)} of {total} rows cannot be used; mend or remove them{lines}")
 
 
 def fingerprint(paths: Sequence[str | Path]) -> str:

@@ -22,8 +22,9 @@ from model.processor.chat import Rendered
 from model.processor.media import Picture, Recording
 from model.processor.processor import Processor
 from model.processor.tokenizer import Tokenizer
+from trainer.data.config import LongRows
 from trainer.data.example import Example
-from trainer.data.sources import LongRows, raise_faults
+from trainer.data.faults import raise_faults
 
 TRAINING_REMEDY = "data.max_length_tokens; data.long_rows=skip leaves such rows out, truncate cuts off their ends"
 

@@ -15,9 +15,9 @@ from model.processor.media import Picture, Recording
 from tests.trainer.parts import CHARACTERS, picture_bytes, rows, sound_bytes, spelling, tiny_media_processor
 from trainer.data.batch import IGNORED
 from trainer.data.collate import Collator
+from trainer.data.config import LongRows
 from trainer.data.example import Example
 from trainer.data.loader import Loader
-from trainer.data.sources import LongRows
 from trainer.data.supervise import ids_of_media, tokenize
 
 PROCESSOR = tiny_media_processor()

@@ -13,8 +13,8 @@ from rich.console import Console
 from model.errors import InputError
 from model.processor.media import Picture, Recording
 from tests.trainer.parts import mixed, picture_bytes, rows, sound_bytes, tiny_media_processor
+from trainer.data.config import CheckMedia
 from trainer.data.inspection import inspect
-from trainer.data.sources import CheckMedia
 from trainer.data.supervise import TokenRow
 
 ROWS = rows(mixed(10), tiny_media_processor())

@@ -21,10 +21,11 @@ from model.processor.media import Picture, Recording
 from model.processor.processor import Processor
 from tests.tiny import tiny_multimodal_config
 from tests.trainer.parts import picture_bytes, sound_bytes, tiny_media_processor, tiny_processor, write_jsonl
+from trainer.data.config import DataConfig, LongRows
 from trainer.data.example import Example
 from trainer.data.inspection import Digests
 from trainer.data.media import fingerprint_of_media
-from trainer.data.sources import DataConfig, LongRows, read_conversations
+from trainer.data.sources import read_conversations
 from trainer.data.supervise import TokenRow, TokenRows, tokenize
 
 PROCESSOR = tiny_media_processor()

@@ -11,7 +11,8 @@ import pytest
 from model.errors import ConfigError, InputError
 from model.processor.chat import Message, Role
 from tests.trainer.parts import write_jsonl
-from trainer.data.sources import DataConfig, fingerprint, read_conversations
+from trainer.data.config import DataConfig
+from trainer.data.sources import fingerprint, read_conversations
 
 USER, ASSISTANT = {"role": "user", "content": "say a"}, {"role": "assistant", "content": "a"}
 GOOD: dict[str, Any] = {"messages": [USER, ASSISTANT]}

@@ -13,8 +13,8 @@ from model.processor.processor import Processor
 from model.processor.tokenizer import Tokenizer
 from tests.tiny import tiny_config
 from tests.trainer.parts import CHARACTERS, SPECIAL, conversation, tiny_processor, tiny_tokenizer
+from trainer.data.config import LongRows
 from trainer.data.example import Example
-from trainer.data.sources import LongRows
 from trainer.data.supervise import TokenRow, supervise, tokenize
 
 
