@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a training run is made of, checked before any weights are read: config, model, rows, media."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from model.adapter.targets import DECODER, resolve_targets
+from model.checkpoint.checking import check_tensors
+from model.checkpoint.names import modality_of
+from model.checkpoint.reader import Checkpoint
+from model.config import ModelConfig
+from model.errors import ConfigError
+from model.freezing import freeze
+from model.gemma3n import Gemma3n
+from model.processor.processor import Processor
+from model.tower_config import Modality
+from recipes.build import build_processor, build_rows, find_config, without_idle_towers
+from recipes.locate import find_checkpoint
+from recipes.output import check_run_directory
+from recipes.sizes import resolve_sizes
+from recipes.train_recipe import Prepared, TrainRecipe
+from trainer.config import Precision
+from trainer.data.config import DataConfig
+from trainer.data.inspection import Digests, inspect
+from trainer.data.supervise import TokenRow, TokenRows
+from trainer.elastic import SliceSampler
+from trainer.schedule import Schedule
+from trainer.soft_token_cache import make_directory
+
+TOWERS = ("model.vision_tower.", "model.audio_tower.")
+
+
+def prepare(recipe: TrainRecipe) -> Prepared:
+    """Check everything that can be checked without weights.
+
+    Raises:
+        MatsliceError: Something asked for cannot be done.
+    """
+    check_run_directory(recipe.trainer.output)
+    if recipe.adapter is None and recipe.trainer.precision is not Precision.fp32:
+        raise ConfigError(
+            f"trainer.precision is {recipe.trainer.precision}, but without an adapter the weights themselves are"
+            " trained, and small updates would be rounded away; set trainer.precision=fp32, or choose an adapter"
+        )
+    checkpoint = None if recipe.checkpoint is None else find_checkpoint(recipe.checkpoint)
+    config = find_config(checkpoint, recipe.model)
+    if recipe.modalities is not None:
+        config = config.only(recipe.modalities)
+    sampler = SliceSampler(recipe.elastic, config.text, seed=recipe.trainer.seed)
+    evaluated = resolve_sizes(recipe.sizes, config.text)
+    schedule = Schedule(
+        config=recipe.schedule, learning_rate=recipe.optim.learning_rate, max_steps=recipe.trainer.max_steps
+    )  # fmt: skip
+    processor = build_processor(recipe.tokenizer, checkpoint, config, long_audio=recipe.data.long_audio)
+    if checkpoint is not None:
+        check_tensors(Checkpoint.open(checkpoint), config.modalities)
+    trained = trained_names(recipe, config)
+    trains_media = not all(name.startswith(DECODER) for name in trained)
+    train, validation = read_data(recipe.data, processor)
+    idle = refuse_idle_training(recipe, trained, train)
+    every = [*train.rows, *(validation.rows if validation else ())]
+    digests = look_at_media(recipe.data, every)
+    loaded = config
+    if recipe.adapter is not None and checkpoint is not None:  # a model is saved whole, an adapter without its base
+        loaded = without_idle_towers(config, (row.ids for row in every), adapted=map(modality_of, trained))
+    return Prepared(
+        checkpoint, config, loaded, processor, schedule, sampler, evaluated, train, validation, trains_media, idle,
+        digests,
+    )  # fmt: skip
+
+
+def trained_names(recipe: TrainRecipe, config: ModelConfig) -> list[str]:
+    """What is trained: parameters, or modules that an adapter is put on.
+
+    Raises:
+        ConfigError: A target of the adapter, or a part to freeze, is not there; or both are given; or what a tower
+            makes of its media is to be kept, but the tower is trained.
+    """
+    empty = Gemma3n.build(config, device="meta")
+    if recipe.adapter is not None:
+        if recipe.freeze:
+            raise ConfigError(
+                "freeze: an adapter's base is frozen anyway; leave freeze out, and choose with adapter.targets where"
+                " the adapter sits"
+            )
+        trained = resolve_targets(empty, recipe.adapter.targets)
+    else:
+        freeze(empty, recipe.freeze)
+        trained = [name for name, parameter in empty.named_parameters() if parameter.requires_grad]
+    towers = [name for name in trained if name.startswith(TOWERS)]
+    if recipe.data.soft_token_cache is not None and towers:
+        raise ConfigError(
+            f"data.soft_token_cache is set, but a tower is trained ('{towers[0]}'), and what it makes of images or"
+            " sound changes with every step; leave the cache out, or freeze the towers (freeze=[vision,audio], or an"
+            " adapter without them)"
+        )
+    return trained
+
+
+def refuse_idle_training(recipe: TrainRecipe, trained: Sequence[str], found: TokenRows) -> list[Modality]:
+    """What is trained although no row to learn from has anything of it.
+
+    Raises:
+        ConfigError: That is all there is.
+    """
+    learnt = {
+        Modality.text: True,
+        Modality.vision: any(row.pictures for row in found.rows),
+        Modality.audio: any(row.recordings for row in found.rows),
+    }
+    asked = {modality_of(name) for name in trained}
+    idle = [modality for modality, has_rows in learnt.items() if modality in asked and not has_rows]
+    if len(idle) == len(asked):
+        raise ConfigError(" ".join(f"{idle_training(recipe, modality)}." for modality in idle) + " Nothing is learnt.")
+    return idle
+
+
+def idle_training(recipe: TrainRecipe, modality: Modality) -> str:
+    """That no row has the medium of what is trained, and what to do."""
+    medium = "images" if modality is Modality.vision else "sound"
+    setting = (
+        f"freeze=[{', '.join(recipe.freeze)}] leaves" if recipe.adapter is None
+        else f"adapter.targets=[{', '.join(recipe.adapter.targets)}] has"
+    )  # fmt: skip
+    return (
+        f"{setting} what takes in {medium} to be trained, but no row of data.train ({', '.join(recipe.data.train)})"
+        f" has {medium}, so it stays as it is; give rows with {medium}, or train something else"
+    )
+
+
+def read_data(data: DataConfig, processor: Processor) -> tuple[TokenRows, TokenRows | None]:
+    """Rows to learn from, and rows to be measured on, if there are any."""
+    train = build_rows(
+        data.train, processor, max_length_tokens=data.max_length_tokens, long_rows=data.long_rows
+    )  # fmt: skip
+    if not data.validation:
+        return train, None
+    validation = build_rows(
+        data.validation, processor, max_length_tokens=data.max_length_tokens, long_rows=data.long_rows
+    )  # fmt: skip
+    most = data.max_validation_examples
+    return train, dataclasses.replace(validation, rows=validation.rows[:most], examples=validation.examples[:most])
+
+
+def look_at_media(data: DataConfig, rows: Sequence[TokenRow]) -> Digests:
+    """The digests of all media; before that, whether something can be kept of them.
+
+    In every process, and before they join: what joins them waits for minutes, and media may take longer.
+    """
+    if data.soft_token_cache is not None and any(row.media for row in rows):
+        make_directory(data.soft_token_cache, key="data.soft_token_cache")
+    return inspect(rows, data.check_media, console=Console(stderr=True))
