@@ -22,6 +22,7 @@ from model.initialization import initialize_decoder, initialize_embedder, initia
 from model.inputs import Audio, Images, Inputs, Outputs, SoftTokens
 from model.layers.embedding import MediaEmbedder
 from model.layers.kv_cache import KVCache
+from model.recompute import RecomputeConfig, TowerRecompute
 from model.slicing.spec import SliceSpec
 from model.soft_tokens import check_media, with_hard_ids, with_soft_tokens
 from model.text.decoder import Decoder
@@ -122,16 +123,17 @@ class Gemma3n(nn.Module):
         return empty if torch.device(device).type == "meta" else empty.to_empty(device=device)
 
     @property
-    def recompute_layers(self) -> bool:
-        """Whether activations of layers, and of the towers' blocks, are made again in the backward pass, not kept."""
-        return self.model.language_model.recompute_layers
+    def recompute(self) -> RecomputeConfig:
+        """Which activations are not kept for the backward pass but made again in it."""
+        return self.model.language_model.recompute
 
-    @recompute_layers.setter
-    def recompute_layers(self, value: bool) -> None:
-        self.model.language_model.recompute_layers = value
-        for tower in (self.model.vision_tower, self.model.audio_tower):
+    @recompute.setter
+    def recompute(self, value: RecomputeConfig) -> None:
+        self.model.language_model.recompute = value
+        towers = ((self.model.vision_tower, value.vision), (self.model.audio_tower, value.audio))
+        for tower, policy in towers:
             if tower is not None:
-                tower.recompute = value
+                tower.recompute = policy is TowerRecompute.full
 
     def forward(self, inputs: Inputs, spec: SliceSpec | None = None, *, cache: KVCache | None = None) -> Outputs:
         """Scores for the token after each one, from the sub-model ``spec`` (None: the full model).

@@ -85,7 +85,7 @@ def build_trained(recipe: TrainRecipe, prepared: Prepared) -> tuple[Gemma3n, Gem
     """The model, the same with what is trained in it, and how that gets to disk and back."""
     precision, seed = recipe.trainer.precision, recipe.trainer.seed
     gemma = build_model(prepared.loaded, prepared.checkpoint, dtype=precision.dtype, seed=seed)
-    gemma.recompute_layers = recipe.trainer.recompute_layers
+    gemma.recompute = recipe.trainer.recompute
     if recipe.adapter is None:
         freeze(gemma, recipe.freeze)
         return gemma, gemma, model_weights(gemma, extras=prepared.processor.write)

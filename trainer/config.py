@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from model.errors import ConfigError
+from model.recompute import RecomputeConfig
 
 
 class Precision(StrEnum):
@@ -44,7 +45,7 @@ class WandbMode(StrEnum):
 # What a resumed run may change: where it runs and what it tells, not what it computes. gradient_accumulation is
 # checked together with the number of processes: rows per step must stay.
 FREE_TO_CHANGE = frozenset({
-    "output", "gradient_accumulation", "device", "threads", "recompute_layers", "log_every", "eval_every",
+    "output", "gradient_accumulation", "device", "threads", "recompute", "log_every", "eval_every",
     "eval_batch_size", "save_every", "keep_checkpoints", "resume", "wandb", "wandb_project",
 })  # fmt: skip
 
@@ -69,7 +70,7 @@ class TrainerConfig:
     precision: Precision = Precision.fp32
     device: Device = Device.auto
     threads: int | None = None  # processor threads of torch; null = its own choice
-    recompute_layers: bool = False  # less memory for activations, a third more time
+    recompute: RecomputeConfig = field(default_factory=RecomputeConfig)  # activations not kept but made again
     log_every: int = 10  # steps
     eval_every: int | None = None  # steps; null = only after the last step
     eval_batch_size: int | None = None  # examples; null = batch_size

@@ -6,7 +6,6 @@ from __future__ import annotations
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from model.audio.attention import Surroundings
 from model.audio.conformer import ConformerBlock
@@ -14,6 +13,7 @@ from model.audio.sizes import check_even
 from model.audio.subsample import SubSample
 from model.errors import InputError
 from model.inputs import SoftTokens, has_padding_before_frames
+from model.recompute import recomputed
 from model.tower_config import AudioConfig
 
 
@@ -69,7 +69,7 @@ class AudioTower(nn.Module):
     def run_block(self, block: nn.Module, x: Tensor, surroundings: Surroundings) -> Tensor:
         """One block, its activations kept or made again in the backward pass."""
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(block, x, surroundings, use_reentrant=False)
+            return recomputed(block, x, surroundings)
         return block(x, surroundings)
 
 

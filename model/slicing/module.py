@@ -36,7 +36,7 @@ def slice_module(model: Gemma3n, sub: SubModel) -> Gemma3n:
             mine.copy_(take(placement, parameter))
             mine.requires_grad_(parameter.requires_grad)
     assert not own, f"the table of cuts does not fill {sorted(own)}"
-    small.recompute_layers = model.recompute_layers
+    small.recompute = model.recompute
     return small.train(model.training)
 
 

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from model.config import TextConfig
 from model.inputs import Inputs
@@ -14,23 +16,37 @@ from model.layers.altup import collapse, expand
 from model.layers.embedding import ScaledEmbedding
 from model.layers.kv_cache import KeyValues, KVCache
 from model.layers.norm import RMSNorm
+from model.recompute import RecomputeConfig, TextRecompute, partly_recomputed, recomputed
 from model.slicing.spec import SliceSpec
-from model.text.context import contexts_of
+from model.text.context import Context, contexts_of
 from model.text.layer import DecoderLayer
+
+Produced = Mapping[int, KeyValues]  # by the layer that made them
+
+
+@dataclass(frozen=True)
+class LayerRun:
+    """What one kept layer is run with, beside the streams and other layers' keys and values."""
+
+    index: int  # in the parent
+    width: int
+    per_layer_input: Float[Tensor, "batch seq ple"]
+    context: Context
+    past: KeyValues | None
 
 
 class Decoder(nn.Module):
     """Embedded tokens to hidden states, as any sub-model of itself.
 
-    ``recompute_layers`` trades time for memory: layers' activations are not kept for the backward
-    pass but made again in it, always by the non-reentrant method (the other one loses gradients
-    that flow through shared keys and values).
+    ``recompute`` trades time for memory: which of the layers' activations are not kept for the backward pass but
+    made again in it. As streams are four times as wide as a hidden state, so is what lies between two layers: with
+    ``text=every`` it is kept between groups of layers only.
     """
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
-        self.recompute_layers = False
+        self.recompute = RecomputeConfig()
         dim, ple, layers = config.hidden_size, config.hidden_size_per_layer_input, config.num_hidden_layers
         pad = config.pad_token_id
         self.embed_tokens = ScaledEmbedding(config.vocab_size, dim, padding_row=pad, scale=dim**0.5)
@@ -62,22 +78,49 @@ class Decoder(nn.Module):
 
         streams = expand(embedded, self.altup_projections)
         produced: dict[int, KeyValues] = {}
-        for position, (index, width) in enumerate(zip(spec.kept_layers, spec.ffn_widths, strict=True)):
-            producer = self.config.kv_producer(index)
-            arguments = (streams, per_layer[position], contexts[self.config.layer_types[index]], width)
-            streams, key_values = self.run_layer(
-                index, arguments, shared=produced.get(producer), past=cache.layers.get(index) if cache else None
+        runs = [
+            LayerRun(
+                index, width, own_input, contexts[self.config.layer_types[index]],
+                past=cache.layers.get(index) if cache else None,
             )
-            produced[producer] = key_values
+            for index, width, own_input in zip(spec.kept_layers, spec.ffn_widths, per_layer, strict=True)
+        ]  # fmt: skip
+        for group in grouped(runs, self.recompute.group):
+            streams, made = self.run_group(group, streams, produced)
+            produced |= made
         hidden = self.norm(collapse(streams, self.altup_unembed_projections))
         return hidden, None if cache is None else KVCache(produced, seen)
 
-    def run_layer(self, index: int, arguments: tuple, *, shared: KeyValues | None, past: KeyValues | None) -> tuple:
-        """One layer, its activations kept or made again in the backward pass."""
-        layer = self.layers[index]
-        if self.recompute_layers and torch.is_grad_enabled():
-            return checkpoint(layer, *arguments, shared=shared, past=past, use_reentrant=False)
-        return layer(*arguments, shared=shared, past=past)
+    def run_group(
+        self, group: Sequence[LayerRun], streams: Float[Tensor, "batch seq streams dim"], produced: Produced
+    ) -> tuple[Float[Tensor, "batch seq streams dim"], Produced]:
+        """Neighbouring layers, their activations kept or made again in the backward pass.
+
+        Keys and values come in and go out as values: made again, a reader's are those of the producer's first run,
+        whose gradient they lead to.
+        """
+        readers = {self.config.kv_producer(run.index) for run in group}
+        arguments = (group, streams, {producer: produced[producer] for producer in readers if producer in produced})
+        policy = self.recompute.text if torch.is_grad_enabled() else TextRecompute.none
+        match policy:
+            case TextRecompute.none:
+                return self.run_layers(*arguments)
+            case TextRecompute.full | TextRecompute.every:
+                return recomputed(self.run_layers, *arguments)
+            case TextRecompute.selective:
+                return partly_recomputed(self.run_layers, *arguments, dear=self.config.hidden_size)
+
+    def run_layers(
+        self, group: Sequence[LayerRun], streams: Float[Tensor, "batch seq streams dim"], produced: Produced
+    ) -> tuple[Float[Tensor, "batch seq streams dim"], Produced]:
+        """Neighbouring layers one after the other: the streams after them, and the keys and values they used."""
+        used = dict(produced)
+        for run in group:
+            producer = self.config.kv_producer(run.index)
+            streams, used[producer] = self.layers[run.index](
+                streams, run.per_layer_input, run.context, run.width, shared=used.get(producer), past=run.past
+            )
+        return streams, used
 
     def per_layer_inputs(
         self, ids: Int[Tensor, "batch seq"], embedded: Float[Tensor, "batch seq dim"], spec: SliceSpec
@@ -99,3 +142,9 @@ class Decoder(nn.Module):
             kept = torch.tensor(spec.kept_layers, device=ids.device)
             rows, projected = rows.index_select(2, kept), projected.index_select(2, kept)
         return (self.per_layer_projection_norm(projected) + rows) * share
+
+
+def grouped(runs: Sequence[LayerRun], size: int) -> Iterator[Sequence[LayerRun]]:
+    """Neighbours in groups of ``size``; the last may be smaller."""
+    for first in range(0, len(runs), size):
+        yield runs[first : first + size]

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from model.recompute import recomputed
 from model.tower_config import COLOURS, VisionConfig
 from model.vision.attention import MobileAttention
 from model.vision.blocks import ConvNorm, EdgeResidual, InvertedBottleneck, convolution, gelu
@@ -94,5 +94,5 @@ def block(ins: int, row: Row) -> EdgeResidual | InvertedBottleneck | MobileAtten
 def run(step: nn.Module, *maps: Tensor, recompute: bool) -> Tensor:
     """One step of the tower, its activations kept or made again in the backward pass."""
     if recompute and torch.is_grad_enabled():
-        return checkpoint(step, *maps, use_reentrant=False)
+        return recomputed(step, *maps)
     return step(*maps)

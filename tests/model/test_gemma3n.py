@@ -11,6 +11,7 @@ from model.errors import InputError, SliceError
 from model.gemma3n import Gemma3n
 from model.inputs import Inputs
 from model.layers.kv_cache import KVCache
+from model.recompute import RecomputeConfig
 from model.slicing.spec import SliceConfig, SliceSpec
 from tests.tiny import TINY_TEXT, tiny_config, tiny_inputs, tiny_model
 
@@ -27,7 +28,7 @@ def gradients(model: Gemma3n, inputs: Inputs, spec: SliceSpec | None = None) -> 
 def test_recomputing_layers_gives_the_same_gradients_to_the_last_bit(spec: SliceSpec | None) -> None:
     model, inputs = tiny_model(), tiny_inputs(tiny_config(), padding="left")
     kept = gradients(model, inputs, spec)
-    model.recompute_layers = True
+    model.recompute = RecomputeConfig.everything()
     recomputed = gradients(model, inputs, spec)
     assert kept.keys() == recomputed.keys()
     assert [name for name in kept if not torch.equal(kept[name], recomputed[name])] == []
@@ -49,7 +50,7 @@ def test_recomputing_really_drops_activations() -> None:
         return seen
 
     everything = saved_bytes()
-    model.recompute_layers = True
+    model.recompute = RecomputeConfig.everything()
     assert saved_bytes() < everything / 4
 
 

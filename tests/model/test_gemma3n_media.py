@@ -19,6 +19,7 @@ from model.gemma3n import Gemma3n
 from model.inputs import Audio, Images, Inputs, SoftTokens
 from model.processor.audio import AudioProcessor
 from model.processor.media import Recording
+from model.recompute import RecomputeConfig
 from model.slicing.spec import SliceConfig, SliceSpec
 from model.tower_config import AudioConfig, VisionConfig
 from tests.tiny import (
@@ -191,7 +192,7 @@ def test_soft_tokens_may_be_made_before_and_kept() -> None:
 def test_recomputing_layers_gives_the_same_gradients_to_the_last_bit(spec: SliceSpec | None) -> None:
     model, inputs = tiny_model(CONFIG), tiny_multimodal_inputs(CONFIG, *EVERYTHING)
     kept = backward(model, inputs, spec)
-    model.recompute_layers = True
+    model.recompute = RecomputeConfig.everything()
     recomputed = backward(model, inputs, spec)
     assert kept.keys() == recomputed.keys()
     assert [name for name in kept if not torch.equal(kept[name], recomputed[name])] == []
@@ -207,11 +208,11 @@ def test_recomputing_reaches_every_block_of_both_towers() -> None:
     for block in blocks:
         # Before, not after: a block that is run again stops where nothing more is needed.
         block.register_forward_pre_hook(lambda module, *_: calls.update([module]))
-    model.recompute_layers = True
+    model.recompute = RecomputeConfig.everything()
     backward(model, inputs)
     assert [calls[block] for block in blocks] == [2] * len(blocks)
     calls.clear()
-    model.recompute_layers = False
+    model.recompute = RecomputeConfig()
     backward(model, inputs)
     assert [calls[block] for block in blocks] == [1] * len(blocks)
 

@@ -182,7 +182,7 @@ def tiny_trainer(
     identity = {"trainer": config.identity, "elastic": dataclasses.asdict(elastic_config or ElasticConfig())}
     run = Run(config, identity, accelerator=accelerator)
     base = tiny_model(dtype=config.precision.dtype)
-    base.recompute_layers = config.recompute_layers
+    base.recompute = config.recompute
     if adapter is not None:
         trained: Any = attach(base, adapter)
         weights = adapter_weights(trained)

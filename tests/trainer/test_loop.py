@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.adapter.lora import AdapterConfig
 from model.errors import DivergenceError
+from model.recompute import RecomputeConfig
 from tests.trainer.parts import SLICES, elastic, losses, tiny_trainer, trainer_config
 from trainer.config import Precision
 from trainer.curve import CURVE_FILE
@@ -103,8 +104,8 @@ def test_an_adapter_in_float32_learns_on_a_bfloat16_base(tmp_path: Path) -> None
 
 
 def test_computing_activations_again_changes_no_loss(tmp_path: Path) -> None:
-    for name, again in (("kept", False), ("again", True)):
-        config = trainer_config(tmp_path / name, recompute_layers=again, max_steps=3)
+    for name, again in (("kept", RecomputeConfig()), ("again", RecomputeConfig.everything())):
+        config = trainer_config(tmp_path / name, recompute=again, max_steps=3)
         tiny_trainer(config, elastic_config=elastic(ElasticPolicy.sandwich)).fit()
     assert losses(tmp_path / "again") == losses(tmp_path / "kept")
 

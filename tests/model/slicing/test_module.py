@@ -8,6 +8,7 @@ import torch
 
 from model.adapter.lora import AdapterConfig, attach
 from model.errors import CheckpointError
+from model.recompute import RecomputeConfig
 from model.slicing.module import slice_module
 from model.slicing.spec import SliceConfig, SliceSpec
 from model.slicing.submodel import SubModel
@@ -27,12 +28,12 @@ def test_a_sliced_model_shares_no_memory_with_its_parent() -> None:
 
 def test_a_sliced_model_keeps_dtype_mode_recomputation_and_what_is_frozen() -> None:
     parent = tiny_model(dtype=torch.bfloat16).eval()
-    parent.recompute_layers = True
+    parent.recompute = RecomputeConfig.everything()
     parent.model.language_model.norm.requires_grad_(False)
     small = slice_module(parent, SubModel(SPEC))
     assert {parameter.dtype for parameter in small.parameters()} == {torch.bfloat16}
     assert not small.training
-    assert small.recompute_layers
+    assert small.recompute == RecomputeConfig.everything()
     assert [name for name, parameter in small.named_parameters() if not parameter.requires_grad] == [
         "model.language_model.norm.weight"
     ]
