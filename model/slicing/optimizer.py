@@ -32,9 +32,10 @@ def slice_optimizer(
     here as there. All tensors are copies.
 
     Args:
-        state: An optimizer's ``state_dict()``; one of several groups may have ``param_names``.
-        parameters: Name and shape of each parameter it moves, in the order of its numbers: of a model, or of one
-            with a LoRA adapter in it, as ``named_parameters()`` gives them or as PEFT's files name them.
+        state: An optimizer's ``state_dict()``.
+        parameters: Name and shape of each parameter it moves: of a model, or of one with a LoRA adapter in it, as
+            ``named_parameters()`` gives them or as PEFT's files name them. In the order of the state's numbers,
+            unless its groups have ``param_names``.
         sub: The part of the parent, checked against its config.
         config: The parent's text config.
 
@@ -42,14 +43,14 @@ def slice_optimizer(
         SliceError: The state is not of these parameters, nothing of it is left, or it holds what has another shape
             than its parameter that is to be cut, as row and column statistics have.
     """
-    names = list(parameters)
     numbers = [number for group in state["param_groups"] for number in group["params"]]
-    if sorted(numbers) != list(range(len(names))) or not numbers:
+    if sorted(numbers) != list(range(len(parameters))) or not numbers:
         raise SliceError(
             f"slice '{sub.name}': the optimizer moves {counted(len(numbers), 'parameter')}, but the model trains"
-            f" {len(names)}; give the state of an optimizer of this model"
+            f" {len(parameters)}; give the state of an optimizer of this model"
         )
-    placements = {number: place_parameter(name, sub, config) for number, name in enumerate(names)}
+    names = names_by_number(state, parameters, sub)
+    placements = {number: place_parameter(names[number], sub, config) for number in sorted(names)}
     kept = {number: found for number, found in placements.items() if found is not None}
     if not kept:
         raise SliceError(
@@ -68,6 +69,24 @@ def slice_optimizer(
     }
 
 
+def names_by_number(state: Mapping[str, Any], parameters: Mapping[str, Sequence[int]], sub: SubModel) -> dict[int, str]:
+    """The name, among those of ``parameters``, of each number of an optimizer."""
+    if any("param_names" not in group for group in state["param_groups"]):
+        return dict(enumerate(parameters))
+    own = {name.replace(IN_MEMORY, ""): name for name in parameters}
+    found = {
+        number: name.replace(IN_MEMORY, "")
+        for group in state["param_groups"]
+        for number, name in zip(group["params"], group["param_names"], strict=True)
+    }
+    if others := sorted(set(found.values()) ^ own.keys()):
+        raise SliceError(
+            f"slice '{sub.name}': '{others[0]}' is either moved by the optimizer or trained by the model, not both;"
+            " give the state of an optimizer of this model"
+        )
+    return {number: own[name] for number, name in found.items()}
+
+
 def place_parameter(name: str, sub: SubModel, config: TextConfig) -> Placement | None:
     """Place one trained parameter in the sub-model; None if it is left out.
 
@@ -84,6 +103,11 @@ def slice_statistics(
     """What is remembered of one parameter, as far as the sub-model has it."""
     sliced = dict(remembered)
     for statistic, value in remembered.items():
+        if isinstance(value, Mapping):
+            raise SliceError(
+                f"the optimizer's '{statistic}' of '{name}' holds several things, as moments in 8 bits do, and they"
+                " cannot be cut: finish the run, and slice its weights"
+            )
         if not isinstance(value, Tensor):
             continue
         is_cut = placement.kept and value.ndim > 0
