@@ -16,6 +16,7 @@ class Decay(StrEnum):
     constant = "constant"
     linear = "linear"
     cosine = "cosine"
+    wsd = "wsd"  # warm-up, stable, decay: stays until near the end, then falls in a straight line
 
 
 @dataclass(kw_only=True, slots=True)
@@ -23,18 +24,43 @@ class ScheduleConfig:
     """Warm-up, then decay to a share of the peak.
 
     Raises:
-        ConfigError: A value is out of its range.
+        ConfigError: A value is out of its range, or is given to a decay that does not have it.
     """
 
     decay: Decay = Decay.cosine
     warmup_steps: int = 0
+    warmup_share: float | None = None  # of the run's steps, in place of warmup_steps
+    decay_share: float | None = None  # of the run's steps, in which wsd falls; for wsd alone
     final_share: float = 0.0  # of the peak learning rate, reached after the last step; not for constant
 
     def __post_init__(self) -> None:
         if self.warmup_steps < 0:
             raise ConfigError(f"schedule.warmup_steps is {self.warmup_steps}; it must not be negative")
+        if self.warmup_share is not None and not 0 <= self.warmup_share <= 1:
+            raise ConfigError(f"schedule.warmup_share is {self.warmup_share}; it must be a share in [0, 1], or null")
         if not 0 <= self.final_share <= 1:
             raise ConfigError(f"schedule.final_share is {self.final_share}; it must be a share in [0, 1]")
+        if self.decay is Decay.wsd:
+            if self.decay_share is None or not 0 < self.decay_share <= 1:
+                raise ConfigError(
+                    f"schedule.decay_share is {self.decay_share}; wsd falls in a share of the run in (0, 1], such as"
+                    " 0.2"
+                )
+        elif self.decay_share is not None:
+            raise ConfigError(
+                f"schedule.decay_share is {self.decay_share}, but {self.decay} has none; set it to null, or set"
+                f" schedule.decay={Decay.wsd}"
+            )
+
+    def num_warmup_steps(self, max_steps: int) -> int:
+        """Steps of the warm-up in a run of ``max_steps``."""
+        return self.warmup_steps if self.warmup_share is None else round(self.warmup_share * max_steps)
+
+    def num_decay_steps(self, max_steps: int) -> int:
+        """Steps in which the rate falls, at the end of a run of ``max_steps``."""
+        if self.decay_share is not None:
+            return max(1, round(self.decay_share * max_steps))
+        return max_steps - self.num_warmup_steps(max_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +68,7 @@ class Schedule:
     """A schedule for a run of known length; ``at(step)`` is the learning rate of a step counted from 0.
 
     Raises:
-        ConfigError: The warm-up is longer than the run.
+        ConfigError: Warm-up, or warm-up and wsd's decay, are longer than the run.
     """
 
     config: ScheduleConfig
@@ -50,23 +76,35 @@ class Schedule:
     max_steps: int
 
     def __post_init__(self) -> None:
-        if self.config.warmup_steps > self.max_steps:
+        warmup = self.config.num_warmup_steps(self.max_steps)
+        if warmup > self.max_steps:
             raise ConfigError(
-                f"schedule.warmup_steps is {self.config.warmup_steps}, but the run has {self.max_steps} steps"
+                f"schedule.warmup_steps is {warmup}, but the run has {self.max_steps} steps"
                 " (trainer.max_steps); warm up for fewer, or train longer"
+            )
+        falling = self.config.num_decay_steps(self.max_steps)
+        if warmup + falling > self.max_steps:
+            raise ConfigError(
+                f"schedule: the warm-up takes {warmup} steps and the decay {falling} (decay_share"
+                f" {self.config.decay_share}), but the run has {self.max_steps} (trainer.max_steps); shorten one of"
+                " them, or train longer"
             )
 
     def at(self, step: int) -> float:
-        """The learning rate of ``step``, in ``range(max_steps)``: never 0, so that no step is for nothing."""
-        warmup = self.config.warmup_steps
+        """The learning rate of ``step``, in ``range(max_steps)``: never 0, so that no step is for nothing.
+
+        Source of wsd: Hu et al., MiniCPM, arXiv 2404.06395; in a straight line as in Hägele et al., arXiv 2405.18392.
+        """
+        warmup = self.config.num_warmup_steps(self.max_steps)
         if step < warmup:
             return self.learning_rate * (step + 1) / (warmup + 1)
-        done = (step - warmup) / (self.max_steps - warmup)
+        falling = self.config.num_decay_steps(self.max_steps)
+        done = max(0, step - (self.max_steps - falling)) / falling
         floor = self.config.final_share
         match self.config.decay:
             case Decay.constant:
                 share = 1.0
-            case Decay.linear:
+            case Decay.linear | Decay.wsd:
                 share = floor + (1 - floor) * (1 - done)
             case Decay.cosine:
                 share = floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
