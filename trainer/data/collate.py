@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of different lengths side by side, padded on the right, and their media decoded."""
+"""Rows end to end and side by side, padded on the right, and their media decoded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes batches of rows.
+    """Makes batches of rows, or of packs of them.
 
     Args:
         pad_id: What stands behind the shorter rows.
@@ -36,25 +36,39 @@ class Collator:
     cache: SoftTokenCache | None = None
 
     def __call__(self, rows: Sequence[TokenRow]) -> Batch:
-        """One batch of ``rows``, as wide as the longest less one: the last token of a row is only ever a label.
+        """One batch of ``rows``, each alone."""
+        return self.of_packs([[row] for row in rows])
+
+    def of_packs(self, packs: Sequence[Sequence[TokenRow]]) -> Batch:
+        """One batch, the rows of each pack end to end, as wide as the longest pack.
+
+        The last token of a row is only ever a label, so it is no input, and no label stands for another row's token.
+        Padding behind several rows is a document of its own.
 
         Raises:
             InputError: A medium cannot be decoded; the row it is in is named.
         """
-        width = max(len(row.ids) for row in rows) - 1
-        ids = torch.full((len(rows), width), self.pad_id, dtype=torch.int64)
-        mask = torch.zeros(len(rows), width, dtype=torch.bool)
-        labels = torch.full((len(rows), width), IGNORED, dtype=torch.int64)
-        for index, row in enumerate(rows):
-            length = len(row.ids) - 1
-            ids[index, :length] = row.ids[:-1]
-            mask[index, :length] = True
-            labels[index, :length] = row.ids[1:].masked_fill(~row.supervised[1:], IGNORED)
+        width = max(sum(len(row.ids) - 1 for row in pack) for pack in packs)
+        ids = torch.full((len(packs), width), self.pad_id, dtype=torch.int64)
+        mask = torch.zeros(len(packs), width, dtype=torch.bool)
+        labels = torch.full((len(packs), width), IGNORED, dtype=torch.int64)
+        documents = torch.zeros(len(packs), width, dtype=torch.int64)
+        for index, pack in enumerate(packs):
+            end = 0
+            for row in pack:
+                start, end = end, end + len(row.ids) - 1
+                ids[index, start:end] = row.ids[:-1]
+                labels[index, start:end] = row.ids[1:].masked_fill(~row.supervised[1:], IGNORED)
+                documents[index, end:] += 1
+            mask[index, :end] = True
+        rows = [row for pack in packs for row in pack]
         pictures = [(row, picture) for row in rows for picture in row.pictures]
         recordings = [(row, recording) for row in rows for recording in row.recordings]
         seen, heard = self.known(pictures), self.known(recordings)
         images, audio = self.images(unknown(pictures, seen)), self.audio(unknown(recordings, heard))
-        inputs = Inputs(ids=ids, mask=mask, images=images, audio=audio)
+        # A row alone is not said to be one: then its padding is not either, and nothing has to be looked at.
+        packed = len(rows) > len(packs)
+        inputs = Inputs(ids=ids, mask=mask, images=images, audio=audio, documents=documents if packed else None)
         return Batch(
             inputs, labels, len(rows),
             pictures=tuple(picture for _, picture in pictures), recordings=tuple(sound for _, sound in recordings),
