@@ -103,13 +103,14 @@ def refuse_unusable(model: nn.Module, config: OptimConfig) -> None:
                 f" set trainer.precision=fp32, or optim={OptimizerName.adamw_bf16_states}, or train an adapter, which"
                 " stays float32"
             )
-    if config.name is OptimizerName.adamw_8bit:
-        refuse_without_8bit()
+    refuse_absent(config)
     group_parameters(trained, config)
 
 
-def refuse_without_8bit() -> None:
-    """Raise ConfigError unless there is what 8-bit moments need."""
+def refuse_absent(config: OptimConfig) -> None:
+    """Raise ConfigError if the optimizer is not installed, or does not run on this machine."""
+    if config.name is not OptimizerName.adamw_8bit:
+        return
     instead = f"or choose optim={OptimizerName.adamw_bf16_states}, which runs anywhere"
     if importlib.util.find_spec(BITSANDBYTES) is None:
         raise ConfigError(

@@ -67,7 +67,8 @@ def runs(draw: st.DrawFn, decays: list[Decay]) -> tuple[Decay, dict[str, Any]]:
 
 
 def warmup_of(values: dict[str, Any]) -> int:
-    return values.get("warmup_steps", round(values.get("warmup_share", 0) * values["max_steps"]))
+    steps: int | None = values.get("warmup_steps")
+    return round(values["warmup_share"] * values["max_steps"]) if steps is None else steps
 
 
 @given(run=runs(list(Decay)))
