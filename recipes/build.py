@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from model.tower_config import Modality
 from recipes.shape import ShapeConfig
 from trainer.config import Device
 from trainer.data.config import LongRows
-from trainer.data.sources import read_conversations
+from trainer.data.sources import Source
 from trainer.data.supervise import TRAINING_REMEDY, TokenRow, TokenRows, tokenize
 from trainer.soft_token_cache import SoftTokenCache
 
@@ -129,13 +130,14 @@ def build_rows(
     long_rows: LongRows,
     remedy: str = TRAINING_REMEDY,
 ) -> TokenRows:
-    """The conversations of ``files`` as tokens; ``remedy`` is what to do about one that is too long.
+    """The rows of ``files``, or other sources, as tokens; ``remedy`` is what to do about one that is too long.
 
     Raises:
         InputError: A file or a row cannot be used.
     """
     found = tokenize(
-        read_conversations(files), processor, max_length_tokens=max_length_tokens, long_rows=long_rows, remedy=remedy
+        chain.from_iterable(Source(file).examples() for file in files), processor,
+        max_length_tokens=max_length_tokens, long_rows=long_rows, remedy=remedy,
     )  # fmt: skip
     refuse_beyond_positions(found.rows, processor.config.text)
     return found

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import sys
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -18,16 +18,18 @@ from model.freezing import freeze
 from model.gemma3n import Gemma3n
 from model.processor.processor import Processor
 from model.tower_config import Modality
-from recipes.build import build_processor, build_rows, find_config, without_idle_towers
+from recipes.build import build_processor, find_config, refuse_beyond_positions, without_idle_towers
 from recipes.locate import find_checkpoint
 from recipes.output import check_run_directory
 from recipes.sizes import resolve_sizes
 from recipes.train_recipe import Prepared, TrainRecipe
 from trainer.config import Precision
 from trainer.data.config import DataConfig
-from trainer.data.inspection import Digests, inspect
-from trainer.data.supervise import TokenRow, TokenRows
+from trainer.data.dataset import read_rows
+from trainer.data.inspection import Digests, inspect, without_damage
+from trainer.data.supervise import TokenRows
 from trainer.elastic import SliceSampler
+from trainer.runtime import is_first_launched
 from trainer.schedule import Schedule
 from trainer.soft_token_cache import make_directory
 
@@ -60,10 +62,10 @@ def prepare(recipe: TrainRecipe) -> Prepared:
         check_tensors(Checkpoint.open(checkpoint), config.modalities)
     trained = trained_names(recipe, config)
     trains_media = not all(name.startswith(DECODER) for name in trained)
-    train, validation = read_data(recipe.data, processor)
+    train, validation = read_data(recipe.data, processor, seed=recipe.trainer.seed)
     idle = refuse_idle_training(recipe, trained, train)
+    train, validation, digests = look_at_media(recipe.data, train, validation)
     every = [*train.rows, *(validation.rows if validation else ())]
-    digests = look_at_media(recipe.data, every)
     loaded = config
     if recipe.adapter is not None and checkpoint is not None:  # a model is saved whole, an adapter without its base
         loaded = without_idle_towers(config, (row.ids for row in every), adapted=map(modality_of, trained))
@@ -132,25 +134,29 @@ def idle_training(recipe: TrainRecipe, modality: Modality) -> str:
     )
 
 
-def read_data(data: DataConfig, processor: Processor) -> tuple[TokenRows, TokenRows | None]:
-    """Rows to learn from, and rows to be measured on, if there are any."""
-    train = build_rows(
-        data.train, processor, max_length_tokens=data.max_length_tokens, long_rows=data.long_rows
-    )  # fmt: skip
-    if not data.validation:
-        return train, None
-    validation = build_rows(
-        data.validation, processor, max_length_tokens=data.max_length_tokens, long_rows=data.long_rows
-    )  # fmt: skip
-    most = data.max_validation_examples
-    return train, dataclasses.replace(validation, rows=validation.rows[:most], examples=validation.examples[:most])
+def read_data(data: DataConfig, processor: Processor, *, seed: int) -> tuple[TokenRows, TokenRows | None]:
+    """Rows to learn from, and rows to be measured on, if there are any; ``seed`` draws shares of sources."""
+    train, validation = read_rows(data, processor, seed=seed)
+    for found in (train, validation):
+        if found is None:
+            continue
+        refuse_beyond_positions(found.rows, processor.config.text)
+        if found.num_bad and is_first_launched():
+            told = "\n".join(["", *found.faults])
+            print(f"data: leaves out {found.num_bad} rows that cannot be used (data.on_bad_row){told}", file=sys.stderr)
+    return train, validation
 
 
-def look_at_media(data: DataConfig, rows: Sequence[TokenRow]) -> Digests:
-    """The digests of all media; before that, whether something can be kept of them.
+def look_at_media(
+    data: DataConfig, train: TokenRows, validation: TokenRows | None
+) -> tuple[TokenRows, TokenRows | None, Digests]:
+    """The rows without those whose media are damaged, if such may be skipped, and the digests of all media.
 
-    In every process, and before they join: what joins them waits for minutes, and media may take longer.
+    Before that, whether something can be kept of them. In every process, and before they join: what joins them waits
+    for minutes, and media may take longer.
     """
+    rows = [*train.rows, *(validation.rows if validation else ())]
     if data.soft_token_cache is not None and any(row.media for row in rows):
         make_directory(data.soft_token_cache, key="data.soft_token_cache")
-    return inspect(rows, data.check_media, console=Console(stderr=True))
+    digests = inspect(rows, data.check_media, console=Console(stderr=True), on_bad_row=data.on_bad_row)
+    return without_damage(train, digests), validation and without_damage(validation, digests), digests

@@ -20,8 +20,8 @@ from model.gemma3n import Gemma3n
 from recipes.run_identity import shape_of
 from recipes.train_recipe import Prepared, TrainRecipe
 from trainer.data.config import LongRows
+from trainer.data.dataset import identity_of
 from trainer.data.media import fingerprint_of_media
-from trainer.data.sources import fingerprint
 from trainer.data.supervise import TokenRows
 from trainer.metrics import Record
 
@@ -40,7 +40,7 @@ def identity(recipe: TrainRecipe, prepared: Prepared) -> dict[str, Any]:
         "schedule": dataclasses.asdict(recipe.schedule),
         "trainer": recipe.trainer.identity,
         "data": {
-            "train": fingerprint(recipe.data.train), "rows": len(prepared.train.rows), "shuffle": recipe.data.shuffle,
+            **identity_of(recipe.data), "rows": len(prepared.train.rows), "shuffle": recipe.data.shuffle,
             "cut_at_tokens": recipe.data.max_length_tokens if recipe.data.long_rows is LongRows.truncate else None,
             "long_audio": recipe.data.long_audio,
             "media": fingerprint_of_media(
@@ -71,16 +71,16 @@ def start_record(prepared: Prepared, gemma: Gemma3n, model: nn.Module, *, step: 
 
 def rows_in_numbers(name: str, found: TokenRows) -> Record:
     """How many rows there are, what is in them, and what became of those, and of recordings, that were too long."""
-    given = [[sound for turn in example.messages for sound in turn.recordings] for example in found.examples]
     # A recording that is cut short leaves one clip, and of one that is cut into several no end goes.
-    heard = zip(given, (row.recordings for row in found.rows), strict=True)
+    heard = [(row.wholes, row.recordings) for row in found.rows]
     return {
         f"{name}_rows": len(found.rows),
         f"{name}_rows_skipped": found.num_skipped,
         f"{name}_rows_truncated": found.num_truncated,
+        f"{name}_rows_bad": found.num_bad,
         f"{name}_rows_with_images": sum(bool(row.pictures) for row in found.rows),
         f"{name}_rows_with_audio": sum(bool(row.recordings) for row in found.rows),
-        f"{name}_recordings": sum(map(len, given)),
+        f"{name}_recordings": sum(len(wholes) for wholes, _ in heard),
         f"{name}_recordings_truncated": sum(
             sum(map(ne, wholes, clips)) for wholes, clips in heard if len(wholes) == len(clips)
         ),

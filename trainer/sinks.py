@@ -197,6 +197,6 @@ def in_words(record: Record) -> str:
 
 def special_rows(name: str, record: Record) -> str:
     """How many rows were too long, and what is special about others; what none of them is, is left out."""
-    special = {"truncated": "cut short", "with_images": "with images", "with_audio": "with sound"}
+    special = {"bad": "bad", "truncated": "cut short", "with_images": "with images", "with_audio": "with sound"}
     others = [f"{count} {said}" for key, said in special.items() if (count := record[f"{name}_rows_{key}"])]
     return ", ".join([f"{record[f'{name}_rows_skipped']} too long", *others])

@@ -28,6 +28,7 @@ START: Record = {
     "validation_rows_skipped": 2, "steps_per_epoch": 22.5, "trainable_parameters": 1000, "total_parameters": 20000,
     "modalities": ["text", "audio"],
     "specs": ["full", "narrow"], "train_rows_truncated": 3, "train_rows_with_images": 20, "train_rows_with_audio": 0,
+    "train_rows_bad": 0, "validation_rows_bad": 0,
     "validation_rows_truncated": 0, "validation_rows_with_images": 0, "validation_rows_with_audio": 4,
 }  # fmt: skip
 VALIDATION: Record = {"kind": "validation", "step": 5, "spec": "e2b", "loss": 2.0, "perplexity": 7.39, "accuracy": 0.25}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +13,9 @@ from rich.progress import Progress
 
 from model.errors import InputError
 from model.processor.media import Picture, Recording
-from trainer.data.config import CheckMedia
-from trainer.data.faults import raise_faults
-from trainer.data.supervise import TokenRow
+from trainer.data.config import CheckMedia, OnBadRow
+from trainer.data.faults import MEND, MEND_OR_SKIP, Fault, in_lines, raise_faults
+from trainer.data.supervise import TokenRow, TokenRows
 from trainer.runtime import is_first_launched
 
 Digests = dict[Picture | Recording, str]
@@ -23,13 +24,22 @@ MOST_THREADS = 8  # decoded images take up to 300 MB each
 MANY = 10_000  # media, which take more than some seconds
 
 
-def inspect(rows: Sequence[TokenRow], check: CheckMedia, *, console: Console) -> Digests:
+def inspect(
+    rows: Sequence[TokenRow], check: CheckMedia, *, console: Console, on_bad_row: OnBadRow | None = None
+) -> Digests:
     """The digests of all media of ``rows``, by medium; each is read once, and decoded if it is to be.
 
-    Some milliseconds for each medium and core; ``console`` shows how far it is.
+    Some milliseconds for each medium and core; ``console`` shows how far it is. Where bad rows are to be skipped, their
+    media have no digest, and it says which they are; ``without_damage`` leaves the rows out.
+
+    Args:
+        rows: Rows with and without media.
+        check: How closely media are looked at.
+        console: Where to say things.
+        on_bad_row: What becomes of rows with media that cannot be read; None where there is no choice.
 
     Raises:
-        InputError: Some cannot be read or decoded; the first of their rows are listed.
+        InputError: Some cannot be read or decoded, and are to be refused; the first of their rows are listed.
     """
     first_of = {medium: row for row in reversed(rows) for medium in row.media}
     media = list(first_of)[::-1]
@@ -41,9 +51,30 @@ def inspect(rows: Sequence[TokenRow], check: CheckMedia, *, console: Console) ->
         else:
             digests[medium] = found
     first = ((row, next((medium for medium in row.media if medium in wrong), None)) for row in rows)
-    faults = [f"{row.where}: messages: {wrong[medium]}" for row, medium in first if medium is not None]
-    raise_faults(faults, total=len(rows))
+    # A row that an epoch takes several times is wrong once.
+    faults = list(
+        dict.fromkeys(Fault(row.where, f"messages: {wrong[medium]}") for row, medium in first if medium is not None)
+    )
+    if on_bad_row is not OnBadRow.skip:
+        raise_faults(faults, total=len(rows), remedy=MEND if on_bad_row is None else MEND_OR_SKIP)
+    elif faults and is_first_launched():
+        console.print(f"data: leaves out {len(faults)} rows for their media", *in_lines(faults), sep="\n", markup=False)
     return digests
+
+
+def without_damage(found: TokenRows, digests: Digests) -> TokenRows:
+    """The rows all of whose media could be read.
+
+    Raises:
+        InputError: There is none.
+    """
+    if all(medium in digests for row in found.rows for medium in row.media):
+        return found
+    rows = [row for row in found.rows if all(medium in digests for medium in row.media)]
+    if not rows:
+        raise InputError(f"data: none of {len(found.rows)} rows is left, as all have damaged media; mend them")
+    lost = len({row.where for row in found.rows} - {row.where for row in rows})
+    return dataclasses.replace(found, rows=rows, examples=(), num_bad=found.num_bad + lost)
 
 
 def looked_at(media: Sequence[Picture | Recording], check: CheckMedia) -> Iterable[str | InputError]:

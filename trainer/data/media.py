@@ -73,7 +73,8 @@ def source_of(medium: str | Mapping[str, Any], directory: Path) -> Path | str | 
     """Where a medium without faults comes from."""
     if isinstance(medium, Mapping):
         if medium.get("bytes") is not None:
-            return base64.b64decode(without_breaks(medium["bytes"]))
+            content = medium["bytes"]  # a table's are as they are
+            return content if isinstance(content, bytes) else base64.b64decode(without_breaks(content))
         medium = medium["path"]
     assert isinstance(medium, str)
     return medium if "://" in medium else directory / medium  # an address is refused when it is looked at
@@ -159,7 +160,9 @@ def faults_of_medium(medium: Any, where: str) -> Iterator[str]:
 
 
 def faults_of_base64(content: Any, where: str) -> Iterator[str]:
-    """What is wrong with bytes written as text."""
+    """What is wrong with bytes, which are written as text unless a table holds them."""
+    if isinstance(content, bytes):
+        return
     if not isinstance(content, str):
         yield f"{where}: found {kind(content)}; expected a string of Base64"
         return

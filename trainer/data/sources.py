@@ -1,124 +1,128 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conversations from JSON Lines: ``{"messages": [{"role": "user", "content": "…"}, …]}`` on every line.
+"""From the names of sources to examples: found, read, and each row understood or told why it is not.
 
-Every line is looked at before anything is trained, and every fault is reported with its place. Fields
-beside ``messages``, ``images`` and ``audio`` are allowed and ignored, but for other names of media; ``media`` says how
-those two are written.
-Blank lines are no rows.
+Every row is looked at before anything is trained, and every fault is reported with its place. Fields that a format
+does not know are allowed and ignored, but for other names of media; ``formats`` says what rows may look like.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 from model.errors import InputError
 from model.processor.chat import Role
+from trainer.data.config import DataConfig, OnPreference, RowFormat
 from trainer.data.example import Example
-from trainer.data.faults import raise_faults
-from trainer.data.media import faults_of_items, faults_of_media, faults_of_names, messages_of
-from trainer.data.wording import faults_of_text, kind
+from trainer.data.faults import Fault, raise_faults
+from trainer.data.finding import find
+from trainer.data.formats.known import KNOWN, check_columns, format_of, parsed, renamed
+from trainer.data.reading import Piece, Row
+from trainer.data.wording import fields_of
 
-ROLES = (*(role.value for role in Role), "model")  # the last is Gemma's own word for the assistant
+TOLD_FROM = 100  # rows of a source that its format may be told from
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source as it is to be read.
+
+    Args:
+        path: A file, a directory or a data set of the hub, as ``finding`` says.
+        format: That of its rows; auto tells it from them.
+        columns: Our fields and what they are called there.
+        weight: How often an epoch takes each row.
+        name: What a mixture calls it.
+    """
+
+    path: str
+    format: RowFormat = RowFormat.auto
+    columns: Mapping[str, str] = field(default_factory=dict)
+    weight: float = 1.0
+    name: str = ""
+
+    def examples(
+        self, *, roles: Collection[Role] = (Role.assistant,), preference: OnPreference = OnPreference.refuse
+    ) -> Iterator[Example | Fault]:
+        """What its rows hold, in order, or what is wrong with them; nothing is kept.
+
+        Args:
+            roles: Whose words are learnt: a row in which none of them speaks is a fault.
+            preference: What becomes of pairs.
+
+        Raises:
+            InputError: There is no such source, it cannot be read, has no rows, or holds pairs that are refused.
+        """
+        for piece in find(self.path):
+            yield from self.examples_of(piece, roles, preference)
+
+    def examples_of(self, piece: Piece, roles: Collection[Role], preference: OnPreference) -> Iterator[Example | Fault]:
+        """Those of one file, or one split."""
+        coming = piece.read()
+        first = list(islice(coming, TOLD_FROM))
+        if not first:
+            raise InputError(f"data: '{piece.name}' has no rows")
+        form = self.format if self.format is not RowFormat.auto else self.told_from(first, piece)
+        if form is RowFormat.preference and preference is OnPreference.refuse:
+            raise InputError(
+                f"data: '{piece.name}' holds preference pairs, and there is no preference objective yet to train on"
+                " them; data.preference=chosen learns the chosen answers alone, as supervised fine-tuning"
+            )
+        for row in chain(first, coming):
+            yield row if isinstance(row, Fault) else parsed(
+                row, form, piece.directory, columns=self.columns, roles=roles
+            )  # fmt: skip
+
+    def told_from(self, first: Sequence[Row | Fault], piece: Piece) -> RowFormat:
+        """The format of the first of these rows that has one.
+
+        Raises:
+            InputError: There are objects among them, and none has one.
+        """
+        rows = [renamed(row.value, self.columns) for row in first if isinstance(row, Row)]
+        found = next((form for row in rows if (form := format_of(row)) is not None), None)
+        objects = [row for row in rows if isinstance(row, dict)]
+        if found is None and objects:
+            raise InputError(
+                f"data: '{piece.name}': rows of no known format: {fields_of(objects[0])}; expected the fields of one"
+                f" ({KNOWN}), or data.columns to say what they are called here"
+            )
+        return found or RowFormat.messages
+
+
+def sources_of(data: DataConfig) -> list[Source]:
+    """What is learnt from, in order.
+
+    Raises:
+        ConfigError: Columns are named for fields that rows do not have.
+    """
+    check_columns(data.columns, data.format, "data.columns")
+    sources = [Source(path, data.format, data.columns, name=path) for path in data.train]
+    for name, given in data.sources.items():
+        form = data.format if given.format is RowFormat.auto else given.format
+        columns = given.columns or data.columns
+        check_columns(columns, form, f"data.sources.{name}.columns")
+        sources.append(Source(given.path, form, columns, given.weight, name))
+    return sources
 
 
 def read_conversations(paths: Sequence[str | Path]) -> list[Example]:
-    """The conversations of all files, in order.
+    """The examples of all sources, in order.
 
     Raises:
-        InputError: A file is missing or holds no row, or rows are malformed; the first ones are listed.
+        InputError: A source is missing or holds no row, or rows are malformed; the first ones are listed.
     """
-    examples: list[Example] = []
-    faults: list[str] = []
-    for path in map(Path, paths):
-        if not path.is_file():
-            raise InputError(f"data: no file '{path}' (relative names start at {Path.cwd()})")
-        before = len(examples) + len(faults)
-        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-            if line.strip():
-                parse_line(line, path, number, (examples, faults))
-        if len(examples) + len(faults) == before:
-            raise InputError(f"data: '{path}' has no rows; each line is one conversation")
-    raise_faults(faults, total=len(examples) + len(faults))
-    return examples
+    found = list(chain.from_iterable(Source(str(path)).examples() for path in paths))
+    raise_faults([one for one in found if isinstance(one, Fault)], total=len(found))
+    return [one for one in found if isinstance(one, Example)]
 
 
 def fingerprint(paths: Sequence[str | Path]) -> str:
-    """A hash of the content of all files in order: the same data under another name is the same data."""
+    """A hash of the content of all sources in order: the same data under another name is the same data."""
     digest = hashlib.sha256()
-    for path in paths:
-        with Path(path).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    for piece in chain.from_iterable(map(find, paths)):
+        digest.update(piece.digest())
     return digest.hexdigest()
-
-
-def parse_line(line: bytes, path: Path, number: int, into: tuple[list[Example], list[str]]) -> None:
-    """Add what ``line`` holds to the examples, or what is wrong with it to the faults."""
-    where, (examples, faults) = f"{path}:{number}", into
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        byte = line[error.start]
-        faults.append(f"{where}: found byte {byte:#04x} at column {error.start + 1}; expected UTF-8 text")
-        return
-    except json.JSONDecodeError as error:
-        faults.append(f"{where}: found no JSON ({error.msg} at column {error.colno}); expected one object per line")
-        return
-    wrong = list(faults_of(row))
-    if wrong:
-        faults.append(f"{where}: {wrong[0]}")  # one per row, so that the count is one of rows
-        return
-    try:
-        examples.append(Example(messages_of(row, path.parent), where))
-    except InputError as error:
-        faults.append(f"{where}: messages: {error}")
-
-
-def faults_of(row: Any) -> Iterator[str]:
-    """What is wrong with a parsed line, as ``field: found …; expected …``."""
-    if not isinstance(row, dict):
-        yield f"row: found {kind(row)}; expected an object with 'messages'"
-        return
-    if "messages" not in row:
-        yield f"messages: found none (the row has {', '.join(map(repr, row)) or 'no fields'}); expected a list of turns"
-        return
-    messages = row["messages"]
-    if not isinstance(messages, list) or not messages:
-        found = "an empty list" if messages == [] else kind(messages)
-        yield f"messages: found {found}; expected a list of turns"
-        return
-    for index, turn in enumerate(messages):
-        yield from faults_of_turn(turn, f"messages[{index}]")
-    if all(isinstance(turn, dict) and turn.get("role") not in ("assistant", "model") for turn in messages):
-        yield "messages: found no assistant turn; expected at least one, it is what is learnt"
-    yield from faults_of_media(row)
-
-
-def faults_of_turn(turn: Any, field_name: str) -> Iterator[str]:
-    """What is wrong with one turn."""
-    if not isinstance(turn, dict):
-        yield f"{field_name}: found {kind(turn)}; expected an object with 'role' and 'content'"
-        return
-    role, content = turn.get("role"), turn.get("content")
-    if not isinstance(role, str) or role not in ROLES:
-        found = "none" if "role" not in turn else repr(role)
-        yield f"{field_name}.role: found {found}; expected {', '.join(ROLES)}"
-    if isinstance(content, list):
-        yield from faults_of_items(content, f"{field_name}.content")
-    else:
-        yield from faults_of_text(turn, "content", field_name, expected="a string or a list of items")
-    yield from faults_of_names(turn, f"{field_name}.")
-    if is_blank(content):
-        yield f"{field_name}.content: found no text; expected some"
-
-
-def is_blank(content: Any) -> bool:
-    """Whether a turn says nothing and shows nothing."""
-    if isinstance(content, list):
-        return all(
-            isinstance(item, dict) and item.get("type") == "text" and is_blank(item.get("text")) for item in content
-        )
-    return isinstance(content, str) and not content.strip()

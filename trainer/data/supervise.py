@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which tokens are trained on: those that the assistant wrote, the mark that ends its turn included.
 
+Or what else is asked for, by role, by turn, or by the row itself (``marks``); of a text everything but its ``<bos>``.
 Never soft tokens and what delimits them, whoever shows the medium. Everything is tokenised, and the header of
 every medium read, before training starts: a conversation that cannot be used is found out in seconds, not in the
 middle of a run.
@@ -9,8 +10,8 @@ middle of a run.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Int
@@ -18,22 +19,25 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.errors import InputError
-from model.processor.chat import Rendered
+from model.processor.chat import Rendered, Role
 from model.processor.media import Picture, Recording
 from model.processor.processor import Processor
 from model.processor.tokenizer import Tokenizer
-from trainer.data.config import LongRows
+from trainer.data.config import LongRows, OnBadRow, SuperviseConfig
 from trainer.data.example import Example
-from trainer.data.faults import raise_faults
+from trainer.data.faults import MEND, Fault, in_lines, raise_faults
+from trainer.data.marks import Range, learnt_ranges
 
 TRAINING_REMEDY = "data.max_length_tokens; data.long_rows=skip leaves such rows out, truncate cuts off their ends"
+USUAL = SuperviseConfig()
 
 
 @dataclass(frozen=True, eq=False)
 class TokenRow:
     """A conversation as tokens; ``supervised`` is True where the token is one to learn to say.
 
-    ``pictures`` and ``recordings``, not yet decoded, belong to the runs of placeholders in ``ids``, in order.
+    ``pictures`` and ``recordings``, not yet decoded, belong to the runs of placeholders in ``ids``, in order;
+    ``wholes`` are the recordings as they were given, before long ones were cut.
     """
 
     ids: Int[Tensor, " seq"]
@@ -41,6 +45,7 @@ class TokenRow:
     where: str
     pictures: tuple[Picture, ...] = ()
     recordings: tuple[Recording, ...] = ()
+    wholes: tuple[Recording, ...] = ()
 
     @property
     def media(self) -> tuple[Picture | Recording, ...]:
@@ -50,85 +55,182 @@ class TokenRow:
 
 @dataclass(frozen=True, eq=False)
 class TokenRows:
-    """Rows to learn from or be measured on, the examples they were made of, and how many were too long.
+    """Rows to learn from or be measured on, the examples they were made of if kept, and what became of others.
 
-    ``num_skipped`` of the examples are not among the rows, ``num_truncated`` of the rows lack their end.
+    ``num_skipped`` of the examples are not among the rows for their length, ``num_bad`` because they cannot be used;
+    the first of these are told in ``faults``. ``num_truncated`` of the rows lack their end.
     """
 
-    rows: list[TokenRow]
-    examples: list[Example]
+    rows: Sequence[TokenRow]
+    examples: Sequence[Example]
     num_skipped: int
     num_truncated: int = 0
+    num_bad: int = 0
+    faults: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What rows may be like, and what becomes of others.
+
+    Args:
+        max_length_tokens: Tokens that a row may have.
+        long_rows: What becomes of longer ones; texts are cut into pieces instead.
+        supervise: Which turns are learnt.
+        on_bad_row: What becomes of rows that cannot be used.
+        remedy: What a user can do about a row that is refused for its length.
+        mend: What a user can do about rows that cannot be used.
+    """
+
+    max_length_tokens: int
+    long_rows: LongRows
+    supervise: SuperviseConfig = field(default_factory=SuperviseConfig)
+    on_bad_row: OnBadRow = OnBadRow.refuse
+    remedy: str = TRAINING_REMEDY
+    mend: str = MEND
+
+
+@dataclass
+class Maker:
+    """Makes rows of examples, one by one, and keeps count of those that are left out or cannot be one."""
+
+    processor: Processor
+    limits: Limits
+    num_seen: int = 0
+    num_rows: int = 0
+    num_skipped: int = 0
+    num_truncated: int = 0
+    faults: list[Fault] = field(default_factory=list)
+    too_long: list[Fault] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.media_ids = ids_of_media(self.processor.config)
+
+    def rows(self, example: Example | Fault) -> list[TokenRow]:
+        """The row of an example, none if it is left out, or the pieces of a long text."""
+        self.num_seen += 1
+        if isinstance(example, Fault):
+            self.faults.append(example)
+            return []
+        try:
+            row = row_of(example, self.processor, self.media_ids, supervise=self.limits.supervise)
+        except InputError as error:
+            self.faults.append(Fault(example.where, f"{example.field}: {error}"))
+            return []
+        found = [row]
+        if len(row.ids) > self.limits.max_length_tokens:
+            found = (
+                list(pieces(row, self.limits.max_length_tokens)) if example.is_text else self.shortened(row, example)
+            )
+        self.num_rows += len(found)
+        return found
+
+    def shortened(self, row: TokenRow, example: Example) -> list[TokenRow]:
+        """What is left of a conversation that is too long, if anything."""
+        length, long_rows = self.limits.max_length_tokens, self.limits.long_rows
+        if long_rows is LongRows.refuse:
+            found = f"found {len(row.ids)} tokens; expected at most {length} ({self.limits.remedy})"
+            self.too_long.append(Fault(example.where, f"{example.field}: {found}"))
+            return []
+        shorter = truncated(row, length, self.media_ids) if long_rows is LongRows.truncate else None
+        if shorter is None:
+            self.num_skipped += 1
+            return []
+        self.num_truncated += 1
+        return [shorter]
+
+    def finish(self) -> None:
+        """Say what is wrong, when all examples have been given.
+
+        Raises:
+            InputError: Rows cannot be used or are too long, and are to be refused for it, or none is left.
+        """
+        bad = self.faults if self.limits.on_bad_row is OnBadRow.refuse else []
+        raise_faults([*bad, *self.too_long], total=self.num_seen, remedy=self.limits.mend)
+        if self.num_rows:
+            return
+        if not self.num_skipped:
+            raise_faults(self.faults, total=self.num_seen, remedy="and none is left; mend them")
+        raise InputError(
+            f"data: none of {self.num_seen} rows is left, {self.num_skipped} of them being longer than"
+            f" {self.limits.max_length_tokens} tokens; raise data.max_length_tokens"
+        )
 
 
 def tokenize(
-    examples: Sequence[Example],
+    examples: Iterable[Example | Fault],
     processor: Processor,
     *,
     max_length_tokens: int,
     long_rows: LongRows,
     remedy: str = TRAINING_REMEDY,
+    supervise: SuperviseConfig = USUAL,
+    on_bad_row: OnBadRow = OnBadRow.refuse,
 ) -> TokenRows:
-    """Turn conversations into rows, ``examples[i]`` of the result into ``rows[i]``.
+    """Turn examples into rows, ``examples[i]`` of the result into ``rows[i]``; a text may become several of them.
 
     Args:
-        examples: Conversations.
+        examples: Conversations and texts, and what is wrong with rows that are neither.
         processor: That of the model.
         max_length_tokens: Tokens that a row may have.
         long_rows: What becomes of longer ones.
         remedy: What a user can do about one that is refused for its length.
+        supervise: Which turns are learnt.
+        on_bad_row: What becomes of those that cannot be used.
 
     Raises:
         InputError: Rows are malformed as conversations, have media that cannot be used, have nothing to learn, are
             longer than ``max_length_tokens`` and to be refused, or none is left.
     """
+    limits = Limits(
+        max_length_tokens=max_length_tokens, long_rows=long_rows, supervise=supervise, on_bad_row=on_bad_row,
+        remedy=remedy,
+    )  # fmt: skip
+    maker = Maker(processor, limits)
     rows: list[TokenRow] = []
     used: list[Example] = []
-    faults: list[str] = []
-    num_skipped = num_truncated = 0
-    media_ids = ids_of_media(processor.config)
     for example in examples:
-        try:
-            row = row_of(example, processor, media_ids)
-        except InputError as error:
-            faults.append(f"{example.where}: messages: {error}")
-            continue
-        too_long = len(row.ids) > max_length_tokens
-        if too_long and long_rows is LongRows.refuse:
-            found = f"found {len(row.ids)} tokens; expected at most {max_length_tokens} ({remedy})"
-            faults.append(f"{example.where}: messages: {found}")
-            continue
-        if too_long:
-            shorter = truncated(row, max_length_tokens, media_ids) if long_rows is LongRows.truncate else None
-            if shorter is None:
-                num_skipped += 1
-                continue
-            row = shorter
-            num_truncated += 1
-        rows.append(row)
-        used.append(example)
-    raise_faults(faults, total=len(examples))
-    if not rows:
-        raise InputError(
-            f"data: none of {len(examples)} rows is left, {num_skipped} of them being longer than {max_length_tokens}"
-            " tokens; raise data.max_length_tokens"
-        )
-    return TokenRows(rows, used, num_skipped, num_truncated)
+        found = maker.rows(example)
+        rows.extend(found)
+        if isinstance(example, Example):
+            used.extend([example] * len(found))
+    maker.finish()
+    return token_rows(rows, maker, examples=used)
 
 
-def row_of(example: Example, processor: Processor, media_ids: Int[Tensor, " ids"]) -> TokenRow:
-    """An example as tokens, its media looked at.
+def token_rows(rows: Sequence[TokenRow], maker: Maker, *, examples: Sequence[Example] = ()) -> TokenRows:
+    """Rows with what their maker counted."""
+    return TokenRows(
+        rows, examples, maker.num_skipped, maker.num_truncated, len(maker.faults), tuple(in_lines(maker.faults))
+    )
+
+
+def row_of(
+    example: Example, processor: Processor, media_ids: Int[Tensor, " ids"], *, supervise: SuperviseConfig = USUAL
+) -> TokenRow:
+    """An example as tokens, however many, its media looked at.
 
     Raises:
         InputError: It is malformed as a conversation, has media that cannot be used, or nothing to learn.
     """
-    rendered = processor.render(example.messages)
+    if example.is_text:
+        rendered = processor.render_text(example.messages[0].text)
+    else:
+        rendered = processor.render(example.messages)
     for picture in rendered.pictures:
         picture.check()
-    row = supervise(rendered, processor.tokenizer, where=example.where)
-    row = dataclasses.replace(row, supervised=row.supervised & ~torch.isin(row.ids, media_ids))
+    ranges = learnt_ranges(example, rendered, supervise)
+    row = marked(rendered, processor.tokenizer, ranges, where=example.where)
+    row = dataclasses.replace(
+        row, supervised=row.supervised & ~torch.isin(row.ids, media_ids), wholes=example.recordings
+    )
     if not row.supervised[1:].any():
-        raise InputError("found no token of the assistant's; expected at least one")
+        is_usual = supervise.roles == [Role.assistant] and not example.marks
+        raise InputError(
+            "found no token of the assistant's; expected at least one"
+            if is_usual
+            else "found no token that is learnt; expected at least one (by data.supervise, or the row's own marks)"
+        )
     return row
 
 
@@ -145,14 +247,33 @@ def truncated(row: TokenRow, length: int, media_ids: Int[Tensor, " ids"]) -> Tok
     return dataclasses.replace(row, ids=row.ids[:length], supervised=row.supervised[:length])
 
 
-def supervise(rendered: Rendered, tokenizer: Tokenizer, *, where: str) -> TokenRow:
-    """The tokens of a rendered conversation, those wholly inside the assistant's words marked.
+def pieces(row: TokenRow, length: int) -> Iterator[TokenRow]:
+    """A text of any length in rows of at most ``length`` tokens, each with the ``<bos>`` that the text begins with.
 
-    A token that reaches over the border also holds the prompt's characters; the model is not asked to say those.
+    So every token of the text is learnt in exactly one row.
+    """
+    begin = row.ids[:1]
+    parts = row.ids[1:].split(length - 1)
+    for number, part in enumerate(parts, start=1):
+        ids = torch.cat([begin, part])
+        supervised = torch.ones(len(ids), dtype=torch.bool)
+        supervised[0] = False
+        yield TokenRow(ids, supervised, f"{row.where} (piece {number} of {len(parts)})")
+
+
+def supervise(rendered: Rendered, tokenizer: Tokenizer, *, where: str) -> TokenRow:
+    """The tokens of a rendered conversation, those wholly inside the assistant's words marked."""
+    return marked(rendered, tokenizer, rendered.assistant, where=where)
+
+
+def marked(rendered: Rendered, tokenizer: Tokenizer, ranges: Sequence[Range], *, where: str) -> TokenRow:
+    """The tokens of a rendered conversation, those wholly inside one of ``ranges`` marked, which are in order.
+
+    A token that reaches over the border also holds other characters; the model is not asked to say those.
     """
     encoded = tokenizer.encode_spans(rendered.text)
     supervised = torch.zeros(len(encoded.ids), dtype=torch.bool)
-    spans = iter(rendered.assistant)
+    spans = iter(ranges)
     span = next(spans, None)
     for position, (start, end) in enumerate(encoded.offsets):
         while span is not None and start >= span[1]:

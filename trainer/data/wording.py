@@ -9,9 +9,17 @@ from typing import Any
 
 def kind(value: Any) -> str:
     """What a JSON value is, in words, with its beginning."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    name = names.get(type(value), "a number")
-    return name if value is None or isinstance(value, dict | list) else f"{name} ({str(value)[:40]!r})"
+    names = {
+        dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null", bytes: "bytes",
+        int: "a number", float: "a number",
+    }  # fmt: skip
+    name = names.get(type(value), f"a {type(value).__name__}")  # a table may hold dates and the like
+    return name if value is None or isinstance(value, dict | list | bytes) else f"{name} ({str(value)[:40]!r})"
+
+
+def fields_of(row: Mapping[str, Any]) -> str:
+    """That a row lacks something, with what it has."""
+    return f"none (the row has {', '.join(map(repr, row)) or 'no fields'})"
 
 
 def faults_of_text(item: Mapping[str, Any], key: str, where: str, *, expected: str = "a string") -> Iterator[str]:
@@ -24,3 +32,15 @@ def faults_of_text(item: Mapping[str, Any], key: str, where: str, *, expected: s
             f"{where}.{key}: found half of a surrogate pair (\\u{ord(lone):04x}) at character"
             f" {text.index(lone) + 1}; expected text that can be written as UTF-8"
         )
+
+
+def faults_of_own_text(
+    row: Mapping[str, Any], key: str, *, blank: bool = True, expected: str = "a string"
+) -> Iterator[str]:
+    """What is wrong with the text of a row called ``key``; ``blank`` says whether it may say nothing."""
+    if key not in row:
+        yield f"{key}: found {fields_of(row)}; expected {expected}"
+        return
+    yield from (fault.removeprefix(".") for fault in faults_of_text(row, key, "", expected=expected))
+    if not blank and isinstance(row[key], str) and not row[key].strip():
+        yield f"{key}: found no text; expected some"

@@ -84,8 +84,8 @@ def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_fingerprint_is_one_of_the_content_and_its_order(tmp_path: Path) -> None:
-    first, second = write_jsonl(tmp_path / "a", [GOOD]), write_jsonl(tmp_path / "b", [GOOD, GOOD])
-    same = write_jsonl(tmp_path / "c", [GOOD])
+    first, second = write_jsonl(tmp_path / "a.jsonl", [GOOD]), write_jsonl(tmp_path / "b.jsonl", [GOOD, GOOD])
+    same = write_jsonl(tmp_path / "c.jsonl", [GOOD])
     assert fingerprint([first, second]) == fingerprint([same, second]) != fingerprint([second, first])
 
 
