@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -145,6 +146,9 @@ class Inputs:
     ``ids_below``: every id is known to be smaller; None if nobody has looked. Media's ids lie behind the text's,
     so a model that is told need not look itself, for which a device would have to finish all it has to do.
 
+    ``document_lengths``: of each row's documents, the padding behind each included, so that they add up to the row;
+    None if nobody has looked, or padding stands before a token of its document.
+
     Raises:
         InputError: The two tensors do not have the same two axes, are empty, or of the wrong kind; the media
             are something else; or (looked at on the CPU only) an id is not below ``ids_below``.
@@ -156,6 +160,7 @@ class Inputs:
     audio: Audio | SoftTokens | None = None
     ids_below: int | None = None
     documents: Int[Tensor, "batch seq"] | None = None
+    document_lengths: tuple[tuple[int, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         if self.ids.ndim != 2 or self.mask.shape != self.ids.shape:
@@ -193,8 +198,14 @@ class Inputs:
         """Whether one of ``ids`` may be among those of the batch, as far as is known without a look at them."""
         return self.ids_below is None or ids.start < self.ids_below
 
+    def known_lengths(self) -> tuple[tuple[int, ...], ...] | None:
+        """``document_lengths``, found out where that does not stop a device's queue."""
+        if self.document_lengths is not None or self.ids.device.type != "cpu":
+            return self.document_lengths
+        return lengths_of(self.mask, self.documents)
+
     def to(self, device: torch.device | str) -> Inputs:
-        """The same inputs on another device; ``ids_below`` is found out while they are still at hand."""
+        """The same inputs on another device; what a look at them tells is found out while they are still at hand."""
         below = self.ids_below
         if below is None and self.ids.device.type == "cpu":
             below = int(self.ids.max()) + 1
@@ -204,6 +215,7 @@ class Inputs:
             ids=self.ids.to(device),
             mask=self.mask.to(device),
             documents=None if self.documents is None else self.documents.to(device),
+            document_lengths=self.known_lengths(),
             images=None if self.images is None else self.images.to(device),
             audio=None if self.audio is None else self.audio.to(device),
         )
@@ -218,6 +230,20 @@ def check_documents(documents: Int[Tensor, "batch seq"], ids: Int[Tensor, "batch
         )
     if documents.device.type == "cpu" and bool((documents.diff(dim=1) < 0).any()):
         raise InputError("inputs: the number of a document falls along a row; the tokens of one must lie together")
+
+
+def lengths_of(
+    mask: Bool[Tensor, "batch seq"], documents: Int[Tensor, "batch seq"] | None
+) -> tuple[tuple[int, ...], ...] | None:
+    """The lengths of each row's documents, the padding behind each included; None if some stands before a token."""
+    begins = torch.zeros_like(mask)
+    begins[:, 0] = True
+    if documents is not None:
+        begins[:, 1:] = documents.diff(dim=1) != 0
+    if bool((mask[:, 1:] & ~mask[:, :-1] & ~begins[:, 1:]).any()):
+        return None
+    ends = [[*row.nonzero().flatten().tolist(), mask.shape[1]] for row in begins]
+    return tuple(tuple(end - start for start, end in pairwise(row)) for row in ends)
 
 
 @dataclass(frozen=True, kw_only=True)

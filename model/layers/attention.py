@@ -7,11 +7,11 @@ no weights for them). Both are plain arguments: sharing is architecture, not a p
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from model.config import TextConfig
+from model.layers.kernel import Kernel
 from model.layers.kv_cache import KeyValues
 from model.layers.norm import RMSNorm, rms_norm
 from model.layers.rotary import Rotary
@@ -45,11 +45,9 @@ class Attention(nn.Module):
         x: Float[Tensor, "batch seq dim"],
         key_values: KeyValues,
         rotary: Rotary,
-        mask: Bool[Tensor, "batch 1 seq keys"],
+        kernel: Kernel,
     ) -> Float[Tensor, "batch seq dim"]:
-        """Attend from ``x`` to ``key_values``. Scores are not divided by √head_dim: the query norm's weight is."""
+        """Attend from ``x`` to those of ``key_values`` that ``kernel`` knows of."""
         queries = rotary.rotate(self.q_norm(self.q_proj(x).view(*x.shape[:-1], -1, self.head_dim)))
-        attended = F.scaled_dot_product_attention(
-            queries.transpose(1, 2), key_values.keys, key_values.values, attn_mask=mask, scale=1.0, enable_gqa=True
-        )
+        attended = kernel(queries.transpose(1, 2), key_values.keys, key_values.values)
         return self.o_proj(attended.transpose(1, 2).flatten(2))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from model.config import LayerType, TextConfig
 from model.inputs import Inputs
+from model.layers.kernel import AttentionKernel, DenseKernel, DocumentKernel, FlexKernel, Kernel
 from model.layers.mask import attention_mask
 from model.layers.rotary import Rotary
 
@@ -20,19 +21,24 @@ class Context:
     """That of one type of layer."""
 
     rotary: Rotary
-    mask: Bool[Tensor, "batch 1 seq keys"]
+    kernel: Kernel
 
 
 def contexts_of(
-    config: TextConfig, inputs: Inputs, seen: Bool[Tensor, "batch keys"], dtype: torch.dtype
+    config: TextConfig,
+    inputs: Inputs,
+    seen: Bool[Tensor, "batch keys"],
+    dtype: torch.dtype,
+    attention: AttentionKernel = AttentionKernel.dense,
 ) -> dict[LayerType, Context]:
-    """Rotations and mask of each layer type.
+    """Rotations and attention of each layer type.
 
     Args:
         config: Of the text decoder.
         inputs: The tokens that attend.
         seen: Which tokens are real, of all there have been: those of the cache first.
         dtype: Of the rotations.
+        attention: What computes it; another than dense only where the tokens that attend are all there have been.
     """
     places = positions(inputs, num_keys=seen.shape[1])
     bases = {
@@ -42,10 +48,22 @@ def contexts_of(
     return {
         kind: Context(
             Rotary.at(places, head_dim=config.head_dim, base=base, dtype=dtype),
-            attention_mask(seen, inputs.ids.shape[1], window, documents=inputs.documents),
+            kernel_of(attention, inputs, seen, window),
         )
         for kind, (base, window) in bases.items()
     }
+
+
+def kernel_of(
+    attention: AttentionKernel, inputs: Inputs, seen: Bool[Tensor, "batch keys"], window: int | None
+) -> Kernel:
+    """What computes the attention of one type of layer."""
+    lengths = inputs.known_lengths() if attention.used is AttentionKernel.documents else None
+    if lengths is not None:
+        return DocumentKernel(lengths, window)
+    if attention is AttentionKernel.flex:
+        return FlexKernel.of(seen, window, documents=inputs.documents)
+    return DenseKernel(attention_mask(seen, inputs.ids.shape[1], window, documents=inputs.documents))
 
 
 def positions(inputs: Inputs, *, num_keys: int) -> Int[Tensor, "rows seq"]:

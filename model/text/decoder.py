@@ -14,6 +14,7 @@ from model.config import TextConfig
 from model.inputs import Inputs
 from model.layers.altup import collapse, expand
 from model.layers.embedding import ScaledEmbedding
+from model.layers.kernel import AttentionKernel
 from model.layers.kv_cache import KeyValues, KVCache
 from model.layers.norm import RMSNorm
 from model.recompute import RecomputeConfig, TextRecompute, partly_recomputed, recomputed
@@ -47,6 +48,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.recompute = RecomputeConfig()
+        self.attention = AttentionKernel.auto  # what computes it, where nothing is decoded step by step
         dim, ple, layers = config.hidden_size, config.hidden_size_per_layer_input, config.num_hidden_layers
         pad = config.pad_token_id
         self.embed_tokens = ScaledEmbedding(config.vocab_size, dim, padding_row=pad, scale=dim**0.5)
@@ -74,7 +76,8 @@ class Decoder(nn.Module):
         """
         per_layer = self.per_layer_inputs(inputs.ids, embedded, spec).unbind(dim=2)
         seen = inputs.mask if cache is None else torch.cat((cache.mask, inputs.mask), dim=1)
-        contexts = contexts_of(self.config, inputs, seen, embedded.dtype)
+        attention = self.attention if cache is None else AttentionKernel.dense
+        contexts = contexts_of(self.config, inputs, seen, embedded.dtype, attention)
 
         streams = expand(embedded, self.altup_projections)
         produced: dict[int, KeyValues] = {}

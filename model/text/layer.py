@@ -62,7 +62,7 @@ class DecoderLayer(nn.Module):
         Args:
             streams: AltUp's copies of the hidden state.
             per_layer_input: This layer's block of the per-layer embeddings.
-            context: Rotations and mask for this layer's type.
+            context: Rotations and attention for this layer's type.
             width: Feed-forward neurons in use.
             shared: For a reader, its producer's keys and values (of all tokens, also earlier ones).
             past: For a producer that decodes step by step, its keys and values of earlier tokens.
@@ -73,7 +73,7 @@ class DecoderLayer(nn.Module):
         if (key_values := shared) is None:
             made = self.self_attn.key_values(normed, context.rotary)
             key_values = made if past is None else past.then(made)
-        attended = self.self_attn(normed, key_values, context.rotary, context.mask)
+        attended = self.self_attn(normed, key_values, context.rotary, context.kernel)
 
         x = (first + self.post_attention_layernorm(attended) + self.laurel(normed)) / math.sqrt(2)
         forwarded = self.mlp(self.pre_feedforward_layernorm(x), width)
