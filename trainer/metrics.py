@@ -100,6 +100,13 @@ class Window:
         }
 
 
+def numbers_of(record: Record) -> dict[str, float]:
+    """The numbers of a record by curve: under its kind, those of a validation also under its spec."""
+    group = "/".join(str(record[key]) for key in ("kind", "spec") if key in record)
+    numbers = {key: value for key, value in record.items() if isinstance(value, int | float) and key != "step"}
+    return {f"{group}/{key}": value for key, value in numbers.items()}
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """The most memory used so far: what the allocator held on a CUDA device, else the process's resident size."""
     if device.type == "cuda":
