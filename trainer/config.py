@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from model.errors import ConfigError
+from model.layers.kernel import AttentionKernel
 from model.recompute import RecomputeConfig
 
 
@@ -45,7 +46,7 @@ class WandbMode(StrEnum):
 # What a resumed run may change: where it runs and what it tells, not what it computes. gradient_accumulation is
 # checked together with the number of processes: rows per step must stay.
 FREE_TO_CHANGE = frozenset({
-    "output", "gradient_accumulation", "device", "threads", "recompute", "log_every", "eval_every",
+    "attention", "output", "gradient_accumulation", "device", "threads", "recompute", "log_every", "eval_every",
     "eval_batch_size", "save_every", "keep_checkpoints", "resume", "wandb", "wandb_project",
 })  # fmt: skip
 
@@ -63,12 +64,13 @@ class TrainerConfig:
 
     output: Path  # directory of the run: log, checkpoints, curves
     max_steps: int  # optimizer steps
-    batch_size: int  # examples in a micro-batch of one process
+    batch_size: int  # rows in a micro-batch of one process, of several examples each where data.packing is on
     gradient_accumulation: int = 1  # micro-batches in a step
     max_grad_norm: float | None = 1.0  # global norm to clip at; null = no clipping
     seed: int = 0  # order of the data, specs of each step, dropout
     precision: Precision = Precision.fp32
     device: Device = Device.auto
+    attention: AttentionKernel = AttentionKernel.auto  # what computes it: auto, dense, documents, flex
     threads: int | None = None  # processor threads of torch; null = its own choice
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)  # activations not kept but made again
     log_every: int = 10  # steps

@@ -196,6 +196,8 @@ class DataConfig:
     long_audio: LongAudio = LongAudio.refuse  # sound of more than 30 s: refuse, truncate, or chunk it into several
     check_media: CheckMedia = CheckMedia.full  # before training: full decodes all images and sound, head their headers
     shuffle: bool = True
+    packing: bool = True  # several rows end to end in one row of a batch, none seeing another; false: each alone
+    pack_tokens: int | None = None  # the most that such a row may have; null = max_length_tokens
     max_validation_examples: int | None = None  # measure on the first ones only; null = all
     workers: int = 2  # threads that read images and sound ahead, a micro-batch each; 0 = none
     token_cache: Path | None = None  # directory that keeps rows as tokens, so that texts are tokenised once
@@ -211,10 +213,20 @@ class DataConfig:
             raise ConfigError(
                 f"data.max_length_tokens is {self.max_length_tokens}; predicting one token from another takes 2"
             )
+        if self.pack_tokens is not None and self.pack_tokens < self.max_length_tokens:
+            raise ConfigError(
+                f"data.pack_tokens is {self.pack_tokens}, too few for a row of data.max_length_tokens"
+                f" ({self.max_length_tokens}); rows are never cut to be packed: raise the one or lower the other"
+            )
         if self.workers < 0:
             raise ConfigError(f"data.workers is {self.workers}; it must be 0 or more")
         if self.max_validation_examples is not None and self.max_validation_examples < 1:
             raise ConfigError(f"data.max_validation_examples is {self.max_validation_examples}; it must be at least 1")
+
+    @property
+    def pack_budget(self) -> int | None:
+        """The most tokens that rows packed together may have; None where each is alone."""
+        return (self.pack_tokens or self.max_length_tokens) if self.packing else None
 
     def check_held_out(self) -> None:
         """Raise ConfigError where what is to be held out is no share and no number, or not alone."""
