@@ -19,7 +19,7 @@ from trainer.data.batch import IGNORED, Batch
 from trainer.data.collate import Collator
 from trainer.data.example import Example
 from trainer.data.supervise import TokenRow
-from trainer.loss import linear_cross_entropy_sum
+from trainer.loss import token_scores
 from trainer.soft_tokens import SharedTowers
 
 
@@ -68,12 +68,13 @@ def score_batch(model: Gemma3n | PeftModel, batch: Batch, spec: SliceSpec) -> Sc
     gemma = base_of(model)
     hidden, _ = gemma.hidden(batch.inputs, spec)
     supervised = batch.labels != IGNORED
-    right = (gemma.head(hidden).argmax(dim=-1) == batch.labels) | ~supervised  # batch seq
-    loss_sum = linear_cross_entropy_sum(
+    scores = token_scores(
         hidden, gemma.head_weight, batch.labels, softcap=gemma.config.text.final_logit_softcapping
     )  # fmt: skip
+    right = torch.ones_like(supervised)
+    right[supervised] = scores.right
     return Score(
-        loss_sum=loss_sum.item(),
+        loss_sum=scores.losses.sum().item(),
         supervised_tokens=int(supervised.sum()),
         exact=int(right.all(dim=1).sum()),
         examples=batch.examples,
