@@ -4,47 +4,12 @@
 from __future__ import annotations
 
 import math
-import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
 from model.errors import ConfigError
 from model.processor.audio import LongAudio
-from model.processor.chat import Role
-
-
-class RowFormat(StrEnum):
-    """How a row says what was asked and answered; ``trainer/data/formats`` has a file for each."""
-
-    auto = "auto"  # told from the fields of a source's rows
-    messages = "messages"  # {"messages": [{"role": …, "content": …}, …]}
-    sharegpt = "sharegpt"  # {"conversations": [{"from": …, "value": …}, …]}
-    alpaca = "alpaca"  # {"instruction": …, "input": …, "output": …}
-    prompt_completion = "prompt_completion"  # {"prompt": …, "completion": …}
-    text = "text"  # {"text": …}, of which every token is learnt
-    preference = "preference"  # {"prompt": …, "chosen": …, "rejected": …}
-
-
-class OnBadRow(StrEnum):
-    """What becomes of a run of which some rows cannot be used."""
-
-    refuse = "refuse"
-    skip = "skip"  # it goes on without them, and counts them
-
-
-class OnPreference(StrEnum):
-    """What is learnt from a preferred answer beside a rejected one."""
-
-    refuse = "refuse"  # nothing yet: there is no objective that takes both
-    chosen = "chosen"  # the preferred answer, as if there were no other
-
-
-class Turns(StrEnum):
-    """Which of the turns of those who are learnt from."""
-
-    all = "all"
-    last = "last"
 from model.processor.chat import Role
 
 
@@ -136,45 +101,6 @@ class SuperviseConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class SourceConfig:
-    """One source of a mixture.
-
-    Raises:
-        ConfigError: A value is out of its range.
-    """
-
-    path: str  # file, directory, or hub name with :config and @split if need be
-    format: RowFormat = RowFormat.auto  # auto takes data.format
-    weight: float = 1.0  # how often an epoch takes each of its rows; of 2.5, half of them a third time, drawn by seed
-    columns: dict[str, str] = field(default_factory=dict)  # our field: its column; empty takes data.columns
-
-    def __post_init__(self) -> None:
-        if not self.path:
-            raise ConfigError("data.sources: a path is empty; name a file, a directory or a data set of the hub")
-        if not (math.isfinite(self.weight) and self.weight > 0):
-            raise ConfigError(
-                f"data.sources: the weight of '{self.path}' is {self.weight}; it must be a number above 0, how often an"
-                " epoch takes each row"
-            )
-
-
-@dataclass(kw_only=True, slots=True)
-class SuperviseConfig:
-    """Which turns of a conversation are learnt, where the row itself does not say ("train", "spans").
-
-    Raises:
-        ConfigError: Nobody is learnt from.
-    """
-
-    roles: list[Role] = field(default_factory=lambda: [Role.assistant])  # whose words: system, user, assistant
-    turns: Turns = Turns.all  # of these: all, or the last alone
-
-    def __post_init__(self) -> None:
-        if not self.roles:
-            raise ConfigError("data.supervise.roles is empty; name at least one of system, user, assistant")
-
-
-@dataclass(kw_only=True, slots=True)
 class DataConfig:
     """What to learn from and what to be measured on.
 
@@ -183,11 +109,11 @@ class DataConfig:
     """
 
     train: list[str]  # files (jsonl, json, parquet, csv, tsv, arrow, txt), directories, hub names
-    sources: dict[str, SourceConfig] = field(default_factory=dict)  # more of them, each with its weight, by any name
+    sources: dict[str, SourceConfig] = field(default_factory=dict)  # more, as +data.sources.NAME={path: …}
     validation: list[str] = field(default_factory=list)  # as train
     held_out: float | None = None  # taken from train to be measured on: a share below 1, or a number of rows
     format: RowFormat = RowFormat.auto  # of rows; auto tells it from each source's fields
-    columns: dict[str, str] = field(default_factory=dict)  # our field: the data's column, as prompt: question
+    columns: dict[str, str] = field(default_factory=dict)  # field: its column, as +data.columns.prompt=question
     supervise: SuperviseConfig = field(default_factory=SuperviseConfig)
     preference: OnPreference = OnPreference.refuse  # of pairs: refuse, or learn the chosen answer
     on_bad_row: OnBadRow = OnBadRow.refuse  # refuse the run, or skip the row and count it
@@ -227,20 +153,6 @@ class DataConfig:
     def pack_budget(self) -> int | None:
         """The most tokens that rows packed together may have; None where each is alone."""
         return (self.pack_tokens or self.max_length_tokens) if self.packing else None
-
-    def check_held_out(self) -> None:
-        """Raise ConfigError where what is to be held out is no share and no number, or not alone."""
-        if self.held_out is None:
-            return
-        if self.validation:
-            raise ConfigError(
-                "data.held_out and data.validation are both given, and two sets would be measured as one; leave one out"
-            )
-        is_count = self.held_out >= 1 and self.held_out == round(self.held_out)
-        if not (is_count or 0 < self.held_out < 1):
-            raise ConfigError(
-                f"data.held_out is {self.held_out}; it must be a share between 0 and 1, or a whole number of rows"
-            )
 
     def check_held_out(self) -> None:
         """Raise ConfigError where what is to be held out is no share and no number, or not alone."""
