@@ -109,7 +109,7 @@ class DataConfig:
     """
 
     train: list[str]  # files (jsonl, json, parquet, csv, tsv, arrow, txt), directories, hub names
-    sources: dict[str, SourceConfig] = field(default_factory=dict)  # more, as +data.sources.NAME={path: …}
+    sources: dict[str, SourceConfig] = field(default_factory=dict)  # more: +data.sources={NAME: {path: …, weight: …}}
     validation: list[str] = field(default_factory=list)  # as train
     held_out: float | None = None  # taken from train to be measured on: a share below 1, or a number of rows
     format: RowFormat = RowFormat.auto  # of rows; auto tells it from each source's fields
