@@ -20,7 +20,7 @@ def give_gradients(parameters: Mapping[str, nn.Parameter], step: int) -> None:
     """Random ones, by step and by place."""
     generator = torch.Generator().manual_seed(step)
     for parameter in parameters.values():
-        parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+        parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter)
 
 
 def take_steps(model: nn.Module, optimizer: Optimizer, *steps: int) -> None:
@@ -51,6 +51,6 @@ def assert_same_memory(left: dict[str, dict[str, Any]], right: dict[str, dict[st
     for name, statistics in left.items():
         assert statistics.keys() == right[name].keys()
         for statistic, value in statistics.items():
-            other = right[name][statistic]
-            assert torch.equal(value, other), (name, statistic)
-            assert value.dtype == other.dtype
+            other = torch.as_tensor(right[name][statistic])
+            assert torch.equal(torch.as_tensor(value), other), (name, statistic)
+            assert torch.as_tensor(value).dtype == other.dtype

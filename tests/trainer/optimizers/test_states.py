@@ -80,11 +80,9 @@ def test_bfloat16_weights_go_on_bit_for_bit() -> None:
     assert_goes_on_bit_for_bit(tiny_model(dtype=torch.bfloat16), config(OptimizerName.adamw_bf16_states))
 
 
+@pytest.mark.gpu
 def test_8_bits_go_on_bit_for_bit() -> None:
-    bitsandbytes = pytest.importorskip("bitsandbytes")
-    if not torch.cuda.is_available():
-        pytest.skip("8 bits need CUDA")
-    assert bitsandbytes is not None
+    pytest.importorskip("bitsandbytes")
     assert_goes_on_bit_for_bit(tiny_model().cuda(), config(OptimizerName.adamw_8bit))
 
 
