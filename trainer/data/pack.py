@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from model.errors import InputError
+from trainer.data.lengths import lengths_of
 from trainer.data.supervise import TokenRow
 from trainer.seeding import seeded
 
@@ -50,7 +51,7 @@ def pack_rows(rows: Sequence[TokenRow], *, budget: int | None, seed: int, shuffl
     """The packs of ``rows``; the last token of a row is only ever a label, and takes no place."""
     if budget is None:
         return alone(len(rows))
-    return pack([len(row.ids) - 1 for row in rows], budget=budget, seed=seed, shuffle=shuffle)
+    return pack((lengths_of(rows) - 1).tolist(), budget=budget, seed=seed, shuffle=shuffle)
 
 
 def pack(lengths: Sequence[int], *, budget: int, seed: int, shuffle: bool = True) -> Packs:
