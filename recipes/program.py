@@ -43,16 +43,20 @@ PLACE, PLACES = ("checkpoint",), ("files", "data.train", "data.validation", "voc
 # One of a list: in quotes as Hydra has them, or as it is up to a comma, unless that is written \,
 IN_A_LIST = re.compile(r"""\s*("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|(?:\\,|[^,])*?)\s*(?:,|\Z)""", re.DOTALL)
 
+Complete = Callable[[DictConfig, Sequence[str]], DictConfig]
 ESCAPED = re.compile(r"\\([\\()\[\]{}:=, \t])")  # the characters with a meaning in Hydra's grammar
 
 
-def start(name: str, schema: type, run: Callable[[Any], None], arguments: Sequence[str]) -> int:
+def start(
+    name: str, schema: type, run: Callable[[Any], None], arguments: Sequence[str], *, complete: Complete | None = None
+) -> int:
     """Run a recipe with command-line arguments; return the exit status.
 
     Args:
         name: The recipe's, and that of its config file.
         schema: The dataclass of what it can be told.
         run: What it does, given that dataclass, filled.
+        complete: Puts in what is not said but known from elsewhere; is also given the values as they were written.
     """
     register_schema(name, schema)
     status = 0
@@ -61,6 +65,8 @@ def start(name: str, schema: type, run: Callable[[Any], None], arguments: Sequen
         nonlocal status
         try:
             check_keys(cfg)
+            if complete is not None:
+                cfg = complete(cfg, HydraConfig.get().overrides.task)
             if missing := OmegaConf.missing_keys(cfg):
                 raise ConfigError(explain_missing(missing, recipe=name))
             with leaving_when_closed():  # here: of errors that leave a job, Hydra prints a line

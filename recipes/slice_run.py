@@ -36,19 +36,13 @@ from model.slicing.submodel import SubModel
 from model.tower_config import Modality
 from recipes.run_identity import READ_HERE, Identity, shape_of, sliced_identity, trained_shapes, words_to_go_on
 from recipes.slice_check import check as slice_check
-from trainer.checkpoint import (
-    CHECKPOINTS,
-    LOCK_FILE,
-    OPTIMIZER_FILE,
-    RUN_FILE,
-    STATE_FILE,
-    WEIGHTS,
-    WHOLE_NAME,
-    flatten,
-    read_identity,
-)
+from trainer.checkpoint import LOCK_FILE, RUN_FILE, STATE_FILE, newest_whole
+from trainer.identity import flatten, read_identity
+from trainer.manifest import write_manifest
+from trainer.retention import CHECKPOINTS, checkpoint_at, steps_of
 from trainer.sinks import METRICS_FILE, read_records
 from trainer.state import TrainState
+from trainer.trained import OPTIMIZER_FILE, WEIGHTS
 
 BASE = "base"  # where the part of what the run began from goes, inside the sliced run
 Write = Callable[[Checkpoint, Path, SubModel], None]
@@ -94,6 +88,7 @@ class Cut:
         torch.save(self.optimizer, newest / OPTIMIZER_FILE)
         for counted in (STATE_FILE, *(path.name for path in self.stored.newest.glob("random_*.pt"))):
             shutil.copyfile(self.stored.newest / counted, newest / counted)
+        write_manifest(newest)
         write(self.source, directory / BASE, self.sub)
         identity = {**self.identity, "base": Checkpoint.open(directory / BASE).fingerprint()}
         written = json.dumps({"run": identity, "told": self.stored.told}, indent=2, sort_keys=True)
@@ -197,13 +192,17 @@ def read_run(run: Path) -> StoredRun:
         raise CheckpointError(
             f"{run / RUN_FILE}: not written by matslice train; give trainer.output of one of its runs"
         )
-    whole = [path for path in (run / CHECKPOINTS).glob("step_*") if WHOLE_NAME.fullmatch(path.name)]
-    if not whole:
+    if not steps_of(run):
         raise CheckpointError(
             f"run: '{run}' has no checkpoint, so there is nothing to slice; train as far as one (trainer.save_every)"
         )
-    newest = max(whole, key=lambda path: int(path.name.removeprefix("step_")))
+    newest = checkpoint_at(run, newest_whole(run)[0])
     stored = StoredRun(run, newest, identity, written.get("told", {}))
+    if identity["trainer"].get("average") is not None:
+        raise ConfigError(
+            f"run: '{run}' keeps a running average of its weights (trainer.average), which cannot be cut along with"
+            f" them; slice what it has: {run / WEIGHTS}, without run"
+        )
     if TrainState.read(newest / STATE_FILE).step >= identity["trainer"]["max_steps"]:
         what = "checkpoint=BASE adapter_path=WEIGHTS" if stored.has_adapter else "checkpoint=WEIGHTS"
         raise ConfigError(

@@ -14,71 +14,104 @@ from model.freezing import freeze
 from model.gemma3n import Gemma3n
 from recipes.build import build_cache, build_model
 from recipes.program import start
+from recipes.resume import CONFIG_FILE, complete, fork_source
 from recipes.train_prepare import idle_training, prepare
 from recipes.train_recipe import Prepared, TrainRecipe
 from recipes.train_records import identity, start_record, written_out
-from trainer.checkpoint import WEIGHTS, Run, write_whole
+from trainer.checkpoint import Run, write_whole
+from trainer.config import TrainerConfig
 from trainer.data.collate import Collator
-from trainer.data.loader import Loader
 from trainer.loop import Trainer
 from trainer.optim import build_optimizer
+from trainer.optimizers.groups import describe_groups
 from trainer.runtime import rows_per_step
 from trainer.runtime import start as start_processes
 from trainer.sinks import Sink, open_sinks
 from trainer.soft_tokens import SharedTowers
+from trainer.state import TrainState
+from trainer.stopping import Ending
+from trainer.trained import WEIGHTS
 from trainer.weights import Weights, adapter_weights, model_weights
-
-CONFIG_FILE = "config.yaml"  # in the directory of the run
 
 
 def run(recipe: TrainRecipe) -> None:
-    """Train; the newest weights are always in ``weights`` in the run's directory."""
+    """Train; the newest weights are always in ``weights`` in the run's directory.
+
+    A run that a signal ended is saved, and the program's exit status is the shells' for it: 143, or 130.
+    """
+    source, lineage = fork_source(recipe.resume) if recipe.resume is not None and recipe.fork else (None, None)
     prepared = prepare(recipe)
     may_leave_unused = prepared.sampler.may_skip_layers or prepared.trains_media
-    accelerator = start_processes(recipe.trainer, may_leave_unused=may_leave_unused)
+    accelerator = start_processes(prepared.trainer, may_leave_unused=may_leave_unused)
     # Only the first process compares it with what is there.
     described = identity(recipe, prepared) if accelerator.is_main_process else {}
     directory = Run(
-        recipe.trainer, described, accelerator=accelerator, told={"data.train": ", ".join(recipe.data.train)}
-    )
+        prepared.trainer, described, accelerator=accelerator, told={"data.train": ", ".join(recipe.data.train)},
+        lineage=lineage,
+    )  # fmt: skip
     if accelerator.is_main_process:
         write_whole(recipe.trainer.output / CONFIG_FILE, written_out(recipe))
         for modality in prepared.idle:
             print(f"warning: {idle_training(recipe, modality)}", file=sys.stderr)
-    sinks = open_sinks(recipe.trainer, directory, console=Console(stderr=True), settings=described)
+    sinks = open_sinks(prepared.trainer, directory, console=Console(stderr=True), settings=described)
     with closed_on_failure(sinks):
         gemma, model, weights = build_trained(recipe, prepared)
+        if source is not None:
+            weights.load(source)
+        optimizer = build_optimizer(model, recipe.optim)
+    if accelerator.is_main_process and len(optimizer.param_groups) > 1:
+        print("\n".join(["optimizer:", *(f"  {line}" for line in describe_groups(optimizer))]), file=sys.stderr)
     kept = recipe.data.soft_token_cache if prepared.has_media else None
     cache = build_cache(kept, gemma, prepared.processor, accelerator.device)
     if cache is not None:
         cache.digests.update(prepared.digests)
+        prepared.loader.collator = Collator(prepared.processor.tokenizer.pad_id, prepared.processor, cache)
     begun = start_record(prepared, gemma, model, step=directory.resumed_step)
-    begun["steps_per_epoch"] = begun["train_rows"] / rows_per_step(recipe.trainer, accelerator)
+    begun["steps_per_epoch"] = 1 / prepared.loader.epoch(rows_per_step(prepared.trainer, accelerator.num_processes))
     for sink in sinks:
         sink.write(begun)
-    state = Trainer(
-        config=recipe.trainer,
+    trainer = Trainer(
+        config=prepared.trainer,
         accelerator=accelerator,
         model=model,
         weights=weights,
-        optimizer=build_optimizer(model, recipe.optim),
+        optimizer=optimizer,
         schedule=prepared.schedule,
         sampler=prepared.sampler,
-        loader=Loader(
-            prepared.train.rows, batch_size=recipe.trainer.batch_size, seed=recipe.trainer.seed,
-            collator=Collator(prepared.processor.tokenizer.pad_id, prepared.processor, cache),
-            shuffle=recipe.data.shuffle,
-        ),
+        loader=prepared.loader,
         validation=[] if prepared.validation is None else prepared.validation.rows,
         evaluated=prepared.evaluated,
         run=directory,
         sinks=sinks,
         towers=SharedTowers(gemma, cache),
         workers=recipe.data.workers if prepared.has_media else 0,
-    ).fit()  # fmt: skip
+        save_first=source is not None,
+    )
+    state = trainer.fit()
     if accelerator.is_main_process:
         kind = "adapter" if recipe.adapter else "model"
         print(f"{kind} after {state.step} steps: {directory.directory / WEIGHTS}")
+        if told := why_ended(trainer.ending, state, prepared.trainer):
+            print(told, file=sys.stderr)
+    if trainer.ending is not None and trainer.ending.signal is not None:
+        sys.exit(128 + trainer.ending.signal)
+
+
+def why_ended(ending: Ending | None, state: TrainState, config: TrainerConfig) -> str | None:
+    """Why a run took fewer steps than it was to take, and what goes on with it."""
+    go_on = f"matslice train resume={config.output}"
+    match ending:
+        case Ending.early:
+            return (
+                f"stopped early: the last {state.evaluations_without_gain} evaluations found no lower validation loss"
+                f" than {state.loss_to_beat}; more patience: {go_on} trainer.early_stopping.patience=…"
+            )
+        case Ending.minutes:
+            return f"stopped after {state.seconds / 60:.1f} minutes; more of them: {go_on} trainer.max_minutes=…"
+        case Ending.sigint | Ending.sigterm:
+            return f"stopped by {ending.upper()} after a checkpoint was written; {go_on}"
+        case _:
+            return None
 
 
 def build_trained(recipe: TrainRecipe, prepared: Prepared) -> tuple[Gemma3n, Gemma3n | PeftModel, Weights]:
@@ -86,6 +119,7 @@ def build_trained(recipe: TrainRecipe, prepared: Prepared) -> tuple[Gemma3n, Gem
     precision, seed = recipe.trainer.precision, recipe.trainer.seed
     gemma = build_model(prepared.loaded, prepared.checkpoint, dtype=precision.dtype, seed=seed)
     gemma.recompute = recipe.trainer.recompute
+    gemma.attention = recipe.trainer.attention
     if recipe.adapter is None:
         freeze(gemma, recipe.freeze)
         return gemma, gemma, model_weights(gemma, extras=prepared.processor.write)
@@ -106,7 +140,7 @@ def closed_on_failure(sinks: Sequence[Sink]) -> Iterator[None]:
 
 def main(arguments: Sequence[str]) -> int:
     """Run from a command line; return the exit status."""
-    return start("train", TrainRecipe, run, arguments)
+    return start("train", TrainRecipe, run, arguments, complete=complete)
 
 
 if __name__ == "__main__":

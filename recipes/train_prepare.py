@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from model.adapter.lora import attach
 from model.adapter.targets import DECODER, resolve_targets
 from model.checkpoint.checking import check_tensors
 from model.checkpoint.names import modality_of
@@ -17,19 +18,24 @@ from model.errors import ConfigError
 from model.freezing import freeze
 from model.gemma3n import Gemma3n
 from model.processor.processor import Processor
+from model.slicing.spec import SliceSpec
 from model.tower_config import Modality
 from recipes.build import build_processor, find_config, refuse_beyond_positions, without_idle_towers
 from recipes.locate import find_checkpoint
 from recipes.output import check_run_directory
 from recipes.sizes import resolve_sizes
 from recipes.train_recipe import Prepared, TrainRecipe
-from trainer.config import Precision
+from trainer.config import Precision, TrainerConfig
+from trainer.data.collate import Collator
 from trainer.data.config import DataConfig
 from trainer.data.dataset import read_rows
 from trainer.data.inspection import Digests, inspect, without_damage
+from trainer.data.loader import Loader
+from trainer.data.pack import pack_rows
 from trainer.data.supervise import TokenRows
 from trainer.elastic import SliceSampler
-from trainer.runtime import is_first_launched
+from trainer.optim import ROUNDING, refuse_absent, refuse_unusable
+from trainer.runtime import is_first_launched, num_launched, rows_per_step
 from trainer.schedule import Schedule
 from trainer.soft_token_cache import make_directory
 
@@ -43,44 +49,79 @@ def prepare(recipe: TrainRecipe) -> Prepared:
         MatsliceError: Something asked for cannot be done.
     """
     check_run_directory(recipe.trainer.output)
-    if recipe.adapter is None and recipe.trainer.precision is not Precision.fp32:
+    rounded_away = recipe.trainer.precision is not Precision.fp32 and recipe.optim.name not in ROUNDING
+    if recipe.adapter is None and rounded_away:
         raise ConfigError(
             f"trainer.precision is {recipe.trainer.precision}, but without an adapter the weights themselves are"
-            " trained, and small updates would be rounded away; set trainer.precision=fp32, or choose an adapter"
+            " trained, and small updates would be rounded away; set trainer.precision=fp32, or"
+            " optim=adamw_bf16_states, or choose an adapter"
         )
+    refuse_absent(recipe.optim)
     checkpoint = None if recipe.checkpoint is None else find_checkpoint(recipe.checkpoint)
     config = find_config(checkpoint, recipe.model)
     if recipe.modalities is not None:
         config = config.only(recipe.modalities)
     sampler = SliceSampler(recipe.elastic, config.text, seed=recipe.trainer.seed)
     evaluated = resolve_sizes(recipe.sizes, config.text)
-    schedule = Schedule(
-        config=recipe.schedule, learning_rate=recipe.optim.learning_rate, max_steps=recipe.trainer.max_steps
-    )  # fmt: skip
+    if recipe.trainer.max_steps is not None:  # what is wrong with it is told before data is read, if it can be
+        build_schedule(recipe, recipe.trainer)
     processor = build_processor(recipe.tokenizer, checkpoint, config, long_audio=recipe.data.long_audio)
     if checkpoint is not None:
         check_tensors(Checkpoint.open(checkpoint), config.modalities)
     trained = trained_names(recipe, config)
     trains_media = not all(name.startswith(DECODER) for name in trained)
     train, validation = read_data(recipe.data, processor, seed=recipe.trainer.seed)
+    refuse_watching_nothing(recipe.trainer, validation, evaluated)
     idle = refuse_idle_training(recipe, trained, train)
     train, validation, digests = look_at_media(recipe.data, train, validation)
+    loader = Loader(
+        train.rows, batch_size=recipe.trainer.batch_size, seed=recipe.trainer.seed,
+        collator=Collator(processor.tokenizer.pad_id, processor), shuffle=recipe.data.shuffle,
+        packs=pack_rows(
+            train.rows, budget=recipe.data.pack_budget, seed=recipe.trainer.seed, shuffle=recipe.data.shuffle
+        ),
+    )  # fmt: skip
+    trainer = recipe.trainer.with_steps(1 / loader.epoch(rows_per_step(recipe.trainer, num_launched())))
+    schedule = build_schedule(recipe, trainer)
     every = [*train.rows, *(validation.rows if validation else ())]
     loaded = config
     if recipe.adapter is not None and checkpoint is not None:  # a model is saved whole, an adapter without its base
         loaded = without_idle_towers(config, (row.ids for row in every), adapted=map(modality_of, trained))
     return Prepared(
-        checkpoint, config, loaded, processor, schedule, sampler, evaluated, train, validation, trains_media, idle,
-        digests,
+        checkpoint, config, loaded, processor, trainer, schedule, loader, sampler, evaluated, train, validation,
+        trains_media, idle, digests,
     )  # fmt: skip
+
+
+def build_schedule(recipe: TrainRecipe, trainer: TrainerConfig) -> Schedule:
+    """The learning rate of every step."""
+    return Schedule(config=recipe.schedule, learning_rate=recipe.optim.learning_rate, max_steps=trainer.num_steps)
+
+
+def refuse_watching_nothing(
+    trainer: TrainerConfig, validation: TokenRows | None, evaluated: Sequence[SliceSpec]
+) -> None:
+    """Raise ConfigError if something hangs on a validation loss that nobody measures."""
+    wishes = {"early_stopping": trainer.early_stopping is not None, "keep_best": trainer.keep_best}
+    for key in (key for key, wish in wishes.items() if wish):
+        if validation is None or not validation.rows:
+            raise ConfigError(f"trainer.{key} needs a validation loss, but there are no rows; give data.validation=[…]")
+        if trainer.eval_every is None:
+            raise ConfigError(
+                f"trainer.{key} needs validation losses on the way, but trainer.eval_every is null, which measures"
+                " after the last step alone; give it a number of steps"
+            )
+    names = [spec.name for spec in evaluated]
+    if trainer.monitor is not None and trainer.monitor not in names:
+        raise ConfigError(f"trainer.monitor is '{trainer.monitor}'; measured are {', '.join(names)} (sizes)")
 
 
 def trained_names(recipe: TrainRecipe, config: ModelConfig) -> list[str]:
     """What is trained: parameters, or modules that an adapter is put on.
 
     Raises:
-        ConfigError: A target of the adapter, or a part to freeze, is not there; or both are given; or what a tower
-            makes of its media is to be kept, but the tower is trained.
+        ConfigError: A target of the adapter, or a part to freeze, is not there; or both are given; or the optimizer
+            has a group without parameters; or what a tower makes of its media is to be kept, but the tower is trained.
     """
     empty = Gemma3n.build(config, device="meta")
     if recipe.adapter is not None:
@@ -93,6 +134,10 @@ def trained_names(recipe: TrainRecipe, config: ModelConfig) -> list[str]:
     else:
         freeze(empty, recipe.freeze)
         trained = [name for name, parameter in empty.named_parameters() if parameter.requires_grad]
+    if recipe.adapter is None:
+        refuse_unusable(empty, recipe.optim)
+    elif recipe.optim.groups or recipe.optim.lora_plus_ratio is not None:  # else no need to wait for the factors
+        refuse_unusable(attach(empty, recipe.adapter), recipe.optim)
     towers = [name for name in trained if name.startswith(TOWERS)]
     if recipe.data.soft_token_cache is not None and towers:
         raise ConfigError(

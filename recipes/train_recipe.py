@@ -16,6 +16,7 @@ from recipes.shape import ShapeConfig
 from trainer.config import TrainerConfig
 from trainer.data.config import DataConfig
 from trainer.data.inspection import Digests
+from trainer.data.loader import Loader
 from trainer.data.supervise import TokenRows
 from trainer.elastic import ElasticConfig, SliceSampler
 from trainer.optim import OptimConfig
@@ -43,6 +44,8 @@ class TrainRecipe:
     tokenizer: Path | None = None  # directory, processor files included; null takes the checkpoint's
     modalities: list[Modality] | None = None  # towers to load, beside text; null = all there are
     freeze: list[Part] = field(default_factory=list)  # left untrained: text, vision, audio, embedders; adapter=none
+    resume: Path | None = None  # directory of a run to go on with; all else is as there, but for what may change
+    fork: bool = False  # with resume: begin a new run, in another trainer.output, from that run's newest weights
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,9 @@ class Prepared:
     config: ModelConfig
     loaded: ModelConfig  # the same, without towers that are neither trained nor needed by a row
     processor: Processor
+    trainer: TrainerConfig  # its steps counted
     schedule: Schedule
+    loader: Loader
     sampler: SliceSampler
     evaluated: list[SliceSpec]
     train: TokenRows

@@ -38,9 +38,10 @@ def identity(recipe: TrainRecipe, prepared: Prepared) -> dict[str, Any]:
         "elastic": {"policy": recipe.elastic.policy, "probabilities": recipe.elastic.probabilities},
         "optim": dataclasses.asdict(recipe.optim),
         "schedule": dataclasses.asdict(recipe.schedule),
-        "trainer": recipe.trainer.identity,
+        "trainer": prepared.trainer.identity,
         "data": {
             **identity_of(recipe.data), "rows": len(prepared.train.rows), "shuffle": recipe.data.shuffle,
+            "pack_tokens": recipe.data.pack_budget,
             "cut_at_tokens": recipe.data.max_length_tokens if recipe.data.long_rows is LongRows.truncate else None,
             "long_audio": recipe.data.long_audio,
             "media": fingerprint_of_media(
@@ -61,6 +62,9 @@ def start_record(prepared: Prepared, gemma: Gemma3n, model: nn.Module, *, step: 
         "step": step,
         **rows_in_numbers("train", prepared.train),
         **rows_in_numbers("validation", validation),
+        "train_packs": len(prepared.loader.packs),
+        "train_packs_filled": prepared.loader.packs.share_filled,
+        "attention": gemma.attention.used,
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         **{f"trainable_parameters/{part}": sum(p.numel() for p in parts[part] if p.requires_grad) for part in Part},
         "total_parameters": sum(p.numel() for p in parameters),
@@ -92,4 +96,6 @@ def written_out(recipe: TrainRecipe) -> str:
     """Every value of a recipe as YAML, under the command line and the versions it was last run with."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "accelerate", "peft"))
     told = [f"# {shlex.join(sys.argv)}", f"# Python {platform.python_version()}, {packages}"]
-    return "\n".join([*told, OmegaConf.to_yaml(OmegaConf.structured(recipe))])
+    own = dataclasses.replace(recipe, resume=None, fork=False)  # how it was begun, not how it was gone on with
+    own.trainer = dataclasses.replace(recipe.trainer, resume=False)
+    return "\n".join([*told, OmegaConf.to_yaml(OmegaConf.structured(own))])

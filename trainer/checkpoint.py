@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The directory of a run: what it is a run of, its checkpoints, and going on from the newest.
 
-    run.json                        what must be the same when the run is resumed
+    run.json                        what must be the same when the run is resumed, and what a fork came from
     metrics.jsonl, loss.png         see trainer/metrics.py
-    weights                         link to those of the newest checkpoint
+    divergence.json                 see trainer/divergence.py
+    weights, best                   see trainer/retention.py
     checkpoints/step_000010/        whole as soon as it has this name
-        weights/                    as the run's own writer leaves them
-        optimizer.pt, state.json
+        manifest.json               size and SHA-256 of each of the others
+        weights/, optimizer.pt …    see trainer/trained.py
+        state.json
         random_0.pt …               one per process
 
 A checkpoint is written under another name, flushed to the disk, and renamed: a run killed at any moment
-leaves only whole ones behind. Sampler and order of the data are functions of the counts in ``state.json``.
+leaves only whole ones behind. One that a disk damaged later is told by its manifest, and the newest whole one is
+taken. Sampler and order of the data are functions of the counts in ``state.json``.
 """
 
 from __future__ import annotations
@@ -18,43 +21,48 @@ from __future__ import annotations
 import fcntl
 import json
 import pickle
-import re
 import shutil
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 from accelerate import Accelerator
-from torch.optim import Optimizer
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 
 from model.checkpoint.directory import flush, flush_entry
 from model.errors import CheckpointError, ConfigError
 from trainer.config import TrainerConfig
+from trainer.divergence import DIVERGENCE_FILE
+from trainer.identity import as_stored, read_identity, refuse_another, refuse_other_rows
+from trainer.manifest import damage_of, write_manifest
+from trainer.retention import CHECKPOINTS, UNFINISHED, checkpoint_at, link_both, set_aside, steps_of, thin_out
 from trainer.state import TrainState
-from trainer.weights import Weights
+from trainer.trained import WEIGHTS, Trained, read_tensors, write_tensors
 
-RUN_FILE, CHECKPOINTS, WEIGHTS = "run.json", "checkpoints", "weights"
-OPTIMIZER_FILE, STATE_FILE, LOCK_FILE = "optimizer.pt", "state.json", ".lock"
-ABSENT = "nothing"  # said of a key that one of two identities has not
-WHOLE_NAME = re.compile(r"step_(\d{6,})")
-UNFINISHED = "unfinished_"  # prefix of a checkpoint being written or being deleted
+RUN_FILE, STATE_FILE, LOCK_FILE = "run.json", "state.json", ".lock"
+NOT_WRITTEN = (OSError, SafetensorError)  # a full disk, a directory that is gone
+NOT_READ = (OSError, EOFError, ValueError, RuntimeError, KeyError, pickle.UnpicklingError)
 
 
 class Run:
     """The directory of one run, opened by every process before anything expensive happens.
 
     The run has the directory to itself until ``close``. With ``config.resume`` it goes on where the newest
-    checkpoint ends; a run that never got as far as one has left nothing to keep, and is begun anew.
+    whole checkpoint ends; a run that never got as far as one has left nothing to keep, and is begun anew.
 
     Args:
         identity: What decides the run's numbers, as JSON values in nested dictionaries: configs, hashes of the
             data and of the base weights. A resumed run must have the same.
         told: What to say of an identity's key beside its value, such as the files that a hash is of.
+        lineage: Of a run that starts from another's weights: whose, and after which step.
 
     Raises:
         ConfigError: There is a run already, and it is not to be resumed; or it is still running.
-        CheckpointError: The run there is of another identity; the keys are named. Or its steps take other rows.
+        CheckpointError: The run there is of another identity; the keys are named. Or its steps take other rows, or
+            none of its checkpoints is what was written.
     """
 
     def __init__(
@@ -64,25 +72,35 @@ class Run:
         *,
         accelerator: Accelerator,
         told: Mapping[str, str] | None = None,
+        lineage: Mapping[str, Any] | None = None,
     ) -> None:
         self.directory = config.output
         self.keep = config.keep_checkpoints
+        self.keep_best = config.keep_best
         self.accelerator = accelerator
         self.lock: TextIO | None = None
+        found: int | None = None
         if accelerator.is_main_process:
-            self.claim({"run": json.loads(json.dumps(identity, default=str)), "told": dict(told or {})},
-                       resume=config.resume)  # fmt: skip
-        accelerator.wait_for_everyone()
-        steps = self.steps()
-        self.resumed_step = steps[-1] if config.resume and steps else 0
+            found = self.claim(as_stored(identity, told, lineage), resume=config.resume)
+        # The step of the checkpoint to go on from; None for a run that begins.
+        self.found: int | None = self.of_first_process(found)
         self.state = TrainState()
-        if self.resumed_step:
-            self.state = TrainState.read(self.path(self.resumed_step) / STATE_FILE)
+        if self.found is not None:
+            self.state = TrainState.read(self.path(self.found) / STATE_FILE)
             refuse_other_rows(self.state, config, accelerator.num_processes)
 
-    def claim(self, identity: dict[str, Any], *, resume: bool) -> None:
-        """Write what this run is, or compare it with what is there; clear away what a killed run left behind."""
-        path = self.directory / RUN_FILE
+    @property
+    def resumed_step(self) -> int:
+        """The step that the run goes on from, 0 if it begins."""
+        return self.found or 0
+
+    def claim(self, identity: dict[str, Any], *, resume: bool) -> int | None:
+        """Write what this run is, or compare it with what is there; clear away what a killed run left behind.
+
+        Returns:
+            The step of the newest whole checkpoint, if there is any.
+        """
+        path, found = self.directory / RUN_FILE, None
         self.directory.mkdir(parents=True, exist_ok=True)
         self.lock = lock(self.directory)
         if self.steps():
@@ -90,15 +108,45 @@ class Run:
                 raise CheckpointError(f"'{self.directory}' has checkpoints but no {RUN_FILE}; choose another directory")
             if not resume:
                 raise ConfigError(
-                    f"trainer.output: '{self.directory}' already holds a run; set trainer.resume=true to go on with it,"
-                    " or choose another directory"
+                    f"trainer.output: '{self.directory}' already holds a run; go on with it by"
+                    f" 'matslice train resume={self.directory}' (or trainer.resume=true beside all that it was begun"
+                    " with), or choose another directory"
                 )
             refuse_another(stored=read_identity(path), now=identity, path=path)
+            found = self.newest_whole()
+        elif resume and path.exists() and "lineage" in read_identity(path):
+            raise CheckpointError(
+                f"'{self.directory}': this fork was stopped before it had the weights it starts from; fork again, into"
+                " another trainer.output"
+            )
         else:
             write_whole(path, json.dumps(identity, indent=2, sort_keys=True) + "\n")
         (self.directory / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         for remains in (self.directory / CHECKPOINTS).glob(f"{UNFINISHED}*"):
             shutil.rmtree(remains)
+        (self.directory / DIVERGENCE_FILE).unlink(missing_ok=True)
+        return found
+
+    def newest_whole(self) -> int:
+        """The step of the newest checkpoint that is what was written; newer ones are set aside, and that is said."""
+        whole, damaged = newest_whole(self.directory)
+        for step, damage in damaged.items():
+            print(
+                f"warning: {self.path(step)} is damaged ({damage}); going on from step {whole}, and calling it"
+                f" damaged_{self.path(step).name}", file=sys.stderr,
+            )  # fmt: skip
+        set_aside(self.directory, list(damaged))
+        state = TrainState.read(self.path(whole) / STATE_FILE)
+        link_both(self.directory, newest=whole, best=state.best_step if self.keep_best else None)
+        return whole
+
+    def of_first_process(self, value: int | None) -> int | None:
+        """What the first process has."""
+        if self.accelerator.num_processes == 1:
+            return value
+        box = [value]
+        broadcast_object_list(box)
+        return box[0]
 
     def close(self) -> None:
         """Leave the directory to whoever wants to go on with it."""
@@ -106,62 +154,87 @@ class Run:
             self.lock.close()
 
     def steps(self) -> list[int]:
-        """The steps that have a whole checkpoint, ascending."""
-        found = (WHOLE_NAME.fullmatch(path.name) for path in (self.directory / CHECKPOINTS).glob("step_*"))
-        return sorted(int(match[1]) for match in found if match)
+        """The steps that have a checkpoint, ascending."""
+        return steps_of(self.directory)
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of ``step`` is, or would be."""
-        return self.directory / CHECKPOINTS / f"step_{step:06d}"
+        return checkpoint_at(self.directory, step)
 
-    def save(self, state: TrainState, optimizer: Optimizer, weights: Weights) -> Path:
-        """Write a checkpoint; called by every process, after the same step."""
+    def save(self, state: TrainState, trained: Trained) -> Path:
+        """Write a checkpoint; called by every process, after the same step.
+
+        Raises:
+            CheckpointError: The disk is full, or fails otherwise. Earlier checkpoints are as they were, and of this
+                one nothing is left.
+        """
         whole = self.path(state.step)
         aside = whole.with_name(UNFINISHED + whole.name)
-        if self.accelerator.is_main_process:
-            shutil.rmtree(aside, ignore_errors=True)
-            (aside / WEIGHTS).mkdir(parents=True)
-        self.accelerator.wait_for_everyone()
-        torch.save(random_state(), aside / self.random_file)
         state.num_processes = self.accelerator.num_processes
+        try:
+            self.together(lambda: begin(aside), state, first_only=True)
+            self.together(lambda: self.write(aside, state, trained), state)
+            self.together(lambda: finish(aside, whole), state, first_only=True)
+        except BaseException:
+            if self.accelerator.is_main_process:
+                shutil.rmtree(aside, ignore_errors=True)
+            raise
         if self.accelerator.is_main_process:
-            weights.save(aside / WEIGHTS)
-            torch.save(optimizer.state_dict(), aside / OPTIMIZER_FILE)
-            state.write(aside / STATE_FILE)
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            flush(aside)
-            aside.rename(whole)
-            flush_entry(whole.parent)
-            self.link_weights(whole)
-            for step in self.steps()[: -self.keep]:
-                discard(self.path(step))
+            link_both(self.directory, newest=state.step, best=state.best_step if self.keep_best else None)
+            thin_out(self.directory, keep=self.keep)
         self.accelerator.wait_for_everyone()
         return whole
 
-    def link_weights(self, whole: Path) -> None:
-        """Point ``weights`` in the run's directory to those of a checkpoint."""
-        aside = self.directory / f".{WEIGHTS}.new"
-        aside.unlink(missing_ok=True)
-        aside.symlink_to((whole / WEIGHTS).relative_to(self.directory), target_is_directory=True)
-        aside.replace(self.directory / WEIGHTS)
+    def write(self, aside: Path, state: TrainState, trained: Trained) -> None:
+        """This process's part of a checkpoint."""
+        write_tensors(random_state(), aside / self.random_file)
+        if self.accelerator.is_main_process:
+            trained.save(aside)
+            state.write(aside / STATE_FILE)
 
-    def load(self, optimizer: Optimizer, weights: Weights) -> TrainState:
-        """Put weights, optimizer and random generators back to ``resumed_step``; a new run has nothing to put back.
+    def together(self, work: Callable[[], None], state: TrainState, *, first_only: bool = False) -> None:
+        """Do something in every process, or in the first; if it fails in one, it has failed in all."""
+        failure: Exception | None = None
+        if self.accelerator.is_main_process or not first_only:
+            try:
+                work()
+            except NOT_WRITTEN as error:
+                failure = error
+        if self.num_failed(failed=failure is not None):
+            free = shutil.disk_usage(self.directory).free
+            earlier = self.steps()
+            left = f"that of step {earlier[-1]} is as it was" if earlier else "there is no earlier one"
+            raise CheckpointError(
+                f"{self.path(state.step)}: the checkpoint could not be written"
+                f" ({failure or 'another process says why'}; {free / 1e9:.2f} GB are free there); {left}. Make room,"
+                f" and go on with 'matslice train resume={self.directory}'"
+            ) from failure
+
+    def num_failed(self, *, failed: bool) -> int:
+        """In how many processes something failed; every process waits for the others here."""
+        if self.accelerator.num_processes == 1:
+            return int(failed)
+        count = self.accelerator.reduce(torch.tensor(int(failed), device=self.accelerator.device), reduction="sum")
+        assert isinstance(count, torch.Tensor)
+        return int(count.item())
+
+    def load(self, trained: Trained) -> TrainState:
+        """Put everything back to where the run goes on from; one that begins has nothing to put back.
 
         Raises:
-            CheckpointError: The checkpoint does not fit, or was damaged after it was written.
+            CheckpointError: The checkpoint does not fit.
         """
-        if self.resumed_step == 0:
+        if self.found is None:
             return self.state
-        directory = self.path(self.resumed_step)
-        weights.load(directory / WEIGHTS)
+        directory = self.path(self.found)
         try:
-            optimizer.load_state_dict(torch.load(directory / OPTIMIZER_FILE, weights_only=True, map_location="cpu"))
+            trained.load(directory)
             # There is none for processes that were not part of the run before.
             if self.accelerator.process_index < self.state.num_processes:
-                restore_random_state(torch.load(directory / self.random_file, weights_only=True))
-        except (OSError, EOFError, ValueError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
+                restore_random_state(read_tensors(directory / self.random_file))
+        except CheckpointError as error:
+            raise CheckpointError(f"{directory}: {error}") from None
+        except NOT_READ as error:
             raise CheckpointError(
                 f"{directory}: cannot be resumed from ({error!r}); delete {directory} to go on from an earlier one"
             ) from None
@@ -173,44 +246,38 @@ class Run:
         return f"random_{self.accelerator.process_index}.pt"
 
 
-def refuse_another(*, stored: dict[str, Any], now: dict[str, Any], path: Path) -> None:
-    """Raise CheckpointError naming every key in which two identities differ."""
-    before, after = dict(flatten(stored.get("run", {}))), dict(flatten(now["run"]))
-    differing = [
-        f"  {key}: was {in_words(key, before, stored)}, now {in_words(key, after, now)}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key, ABSENT) != after.get(key, ABSENT)
-    ]
-    if differing:
-        raise CheckpointError(
-            "\n".join(
-                [f"{path}: this is another run; undo these changes, or choose another trainer.output", *differing]
-            )
-        )
+def newest_whole(directory: Path) -> tuple[int, dict[int, str]]:
+    """The step of a run's newest checkpoint that is what was written, and what is wrong with the newer ones.
 
-
-def in_words(key: str, values: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
-    """A value of an identity, and what is told of it."""
-    told = identity.get("told", {}).get(key)
-    return f"{values.get(key, ABSENT)!r}" + (f" ({told})" if told else "")
-
-
-def refuse_other_rows(state: TrainState, config: TrainerConfig, num_processes: int) -> None:
-    """Raise CheckpointError if a step would not take as many rows as each step of the run before did."""
-    before, at_once = state.position // state.step, num_processes * config.batch_size
-    if at_once * config.gradient_accumulation == before:
-        return
-    remedy = (
-        f"set trainer.gradient_accumulation={before // at_once}"
-        if before % at_once == 0
-        else f"no trainer.gradient_accumulation gives {before} with {num_processes} processes, take another number of"
-        f" them (there were {state.num_processes})"
-    )
+    Raises:
+        CheckpointError: There is none, or none is whole.
+    """
+    damaged: dict[int, str] = {}
+    for step in reversed(steps_of(directory)):
+        if (damage := damage_of(checkpoint_at(directory, step))) is None:
+            return step, damaged
+        damaged[step] = damage
+    if not damaged:
+        raise CheckpointError(f"'{directory}': no checkpoint yet, so there is nothing to start from")
+    told = "\n".join(f"  {checkpoint_at(directory, step)}: {damage}" for step, damage in damaged.items())
     raise CheckpointError(
-        f"'{config.output}': a step of this run takes {before} rows, now it would take"
-        f" {at_once * config.gradient_accumulation} ({num_processes} processes × batch_size {config.batch_size} ×"
-        f" gradient_accumulation {config.gradient_accumulation}); {remedy}"
+        f"'{directory}': no checkpoint is what was written; put copies of them back, or begin anew with another"
+        f" trainer.output\n{told}"
     )
+
+
+def begin(aside: Path) -> None:
+    """Make the directory that a checkpoint is written into."""
+    shutil.rmtree(aside, ignore_errors=True)
+    (aside / WEIGHTS).mkdir(parents=True)
+
+
+def finish(aside: Path, whole: Path) -> None:
+    """Make what is written a checkpoint."""
+    write_manifest(aside)
+    flush(aside)
+    aside.rename(whole)
+    flush_entry(whole.parent)
 
 
 def lock(directory: Path) -> TextIO:
@@ -229,23 +296,6 @@ def lock(directory: Path) -> TextIO:
     return file
 
 
-def flatten(nested: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested dictionaries under dotted keys; a list is a leaf."""
-    if not isinstance(nested, dict) or not nested:
-        yield prefix, nested
-        return
-    for key, value in nested.items():
-        yield from flatten(value, f"{prefix}.{key}" if prefix else key)
-
-
-def read_identity(path: Path) -> dict[str, Any]:
-    """What the run in a directory is, or CheckpointError."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON ({error}); choose another trainer.output") from None
-
-
 def random_state() -> dict[str, Any]:
     """Where torch's generators are; nothing else in training draws from a generator that lasts."""
     return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None}
@@ -256,13 +306,6 @@ def restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["cpu"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
-
-
-def discard(whole: Path) -> None:
-    """Delete a checkpoint; under another name first, so that half of it never looks like all of it."""
-    aside = whole.with_name(f"{UNFINISHED}old_{whole.name}")
-    whole.rename(aside)
-    shutil.rmtree(aside)
 
 
 def write_whole(path: Path, content: str) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +15,8 @@ import torch
 from model.errors import ConfigError
 from model.layers.kernel import AttentionKernel
 from model.recompute import RecomputeConfig
+from trainer.average import AverageConfig
+from trainer.stopping import EarlyStoppingConfig
 
 
 class Precision(StrEnum):
@@ -43,11 +46,13 @@ class WandbMode(StrEnum):
     online = "online"
 
 
-# What a resumed run may change: where it runs and what it tells, not what it computes. gradient_accumulation is
-# checked together with the number of processes: rows per step must stay.
+# What a resumed run may change: where it runs, what it tells, what it keeps and when it ends early, not what it
+# computes. gradient_accumulation is checked together with the number of processes: rows per step must stay. epochs
+# are told by the steps that they come to.
 FREE_TO_CHANGE = frozenset({
-    "attention", "output", "gradient_accumulation", "device", "threads", "recompute", "log_every", "eval_every",
-    "eval_batch_size", "save_every", "keep_checkpoints", "resume", "wandb", "wandb_project",
+    "attention", "output", "epochs", "max_minutes", "gradient_accumulation", "device", "threads", "recompute",
+    "log_every", "eval_every", "eval_batch_size", "monitor", "early_stopping", "save_every", "keep_checkpoints",
+    "keep_best", "resume", "wandb", "wandb_project",
 })  # fmt: skip
 
 
@@ -63,8 +68,10 @@ class TrainerConfig:
     """
 
     output: Path  # directory of the run: log, checkpoints, curves
-    max_steps: int  # optimizer steps
     batch_size: int  # rows in a micro-batch of one process, of several examples each where data.packing is on
+    max_steps: int | None = None  # optimizer steps; null = as epochs say
+    epochs: float | None = None  # times through the data; with max_steps too, the earlier end is the run's
+    max_minutes: float | None = None  # of training in all; the run is saved, and goes on if it is resumed with more
     gradient_accumulation: int = 1  # micro-batches in a step
     max_grad_norm: float | None = 1.0  # global norm to clip at; null = no clipping
     seed: int = 0  # order of the data, specs of each step, dropout
@@ -76,8 +83,12 @@ class TrainerConfig:
     log_every: int = 10  # steps
     eval_every: int | None = None  # steps; null = only after the last step
     eval_batch_size: int | None = None  # examples; null = batch_size
+    monitor: str | None = None  # the size whose validation loss tells what is best; null = the mean over all measured
+    early_stopping: EarlyStoppingConfig | None = None  # {patience: 3, min_delta: 0.01}; null = never
+    average: AverageConfig | None = None  # {decay: 0.999}: what is measured and kept as weights; null = the weights
     save_every: int | None = None  # steps; null = only after the last step
     keep_checkpoints: int = 2  # the newest ones stay
+    keep_best: bool = False  # that of the lowest validation loss stays too, as best in the run's directory
     resume: bool = False  # go on with the run in output, from its newest checkpoint
     wandb: WandbMode = WandbMode.off
     wandb_project: str = "matslice"
@@ -88,10 +99,33 @@ class TrainerConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"trainer.{name} is {value}; it must be at least 1")
+        for name in ("epochs", "max_minutes"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"trainer.{name} is {value}; it must be a number above 0, or null")
+        if self.max_steps is None and self.epochs is None:
+            raise ConfigError(
+                "trainer.max_steps and trainer.epochs are both null, so the run would have no end; give one of them"
+                " (learning rates depend on it; trainer.max_minutes only interrupts)"
+            )
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ConfigError(f"trainer.max_grad_norm is {self.max_grad_norm}; it must be positive, or null")
         if self.seed < 0:
             raise ConfigError(f"trainer.seed is {self.seed}; it must not be negative")
+
+    @property
+    def num_steps(self) -> int:
+        """The steps of the whole run, once ``with_steps`` has told them."""
+        assert self.max_steps is not None, "epochs are counted in steps when the data is known"
+        return self.max_steps
+
+    def with_steps(self, steps_per_epoch: float) -> TrainerConfig:
+        """The same with ``max_steps`` given, now that the data is known; the last epoch is a whole one."""
+        if self.epochs is None:
+            return self
+        # A product like 3 × 33.1 may come out a little above the whole number that it is.
+        ends = [max(1, math.ceil(round(self.epochs * steps_per_epoch, 6)))]
+        return dataclasses.replace(self, max_steps=min(ends if self.max_steps is None else [*ends, self.max_steps]))
 
     @property
     def identity(self) -> dict[str, Any]:

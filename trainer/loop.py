@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from model.adapter.lora import PeftModel
-from model.errors import DivergenceError
 from model.gemma3n import Gemma3n
 from model.slicing.spec import SliceSpec
+from trainer.average import Average
 from trainer.checkpoint import Run
 from trainer.config import TrainerConfig
 from trainer.curve import CURVE_FILE, draw_loss_curve
@@ -24,18 +26,21 @@ from trainer.data.ahead import Ahead
 from trainer.data.batch import Batch
 from trainer.data.loader import Loader
 from trainer.data.supervise import TokenRow
+from trainer.divergence import Divergence
 from trainer.elastic import SliceSampler
 from trainer.evaluation.held_out import Score, score_batches, total
 from trainer.metrics import Clock, Record, StepFigures, Window
+from trainer.optimizers.groups import set_learning_rate
+from trainer.reach import Reach
 from trainer.runtime import rows_per_step
 from trainer.schedule import Schedule
 from trainer.sinks import METRICS_FILE, Sink, read_records
 from trainer.soft_tokens import SharedTowers
 from trainer.state import TrainState
 from trainer.step import SupervisedLoss
+from trainer.stopping import Ending, Requests
+from trainer.trained import Trained
 from trainer.weights import Weights
-
-NUM_SHOWN = 5  # parameters and rows named when a run has to stop
 
 
 @dataclass(kw_only=True)
@@ -49,6 +54,8 @@ class Trainer:
         sinks: Where figures go; empty in every process but the first.
         towers: The model's, where rows have media: frozen ones run once for all specs of a step.
         workers: Threads that make micro-batches ahead.
+        save_first: Write a checkpoint of a new run before its first step, as a fork has to, whose weights are
+            nowhere else.
     """
 
     config: TrainerConfig
@@ -65,45 +72,72 @@ class Trainer:
     sinks: Sequence[Sink]
     towers: SharedTowers | None = None
     workers: int = 0
+    save_first: bool = False
     window: Window = field(default_factory=Window, init=False)
     clock: Clock = field(default_factory=Clock, init=False)
     batches: Ahead[Batch] = field(init=False)
+    requests: Requests = field(default_factory=Requests, init=False)
+    ending: Ending | None = field(default=None, init=False)  # why the run came to an end for now
+    trained: Trained = field(init=False)
+    reach: Reach = field(init=False)
 
     def __post_init__(self) -> None:
         process = self.accelerator.process_index
         self.batches = Ahead(
             lambda position: self.loader.batch(position, process=process), stride=self.rows_per_micro_batch,
-            end=self.config.max_steps * self.rows_per_step, workers=self.workers,
+            end=self.config.num_steps * self.rows_per_step, workers=self.workers,
         )  # fmt: skip
 
     def fit(self) -> TrainState:
-        """Train until ``config.max_steps``, from the beginning or from where the run stopped.
+        """Train until the run ends, from the beginning or from where it stopped; ``ending`` says why it ended.
+
+        From the first step on, SIGTERM and SIGINT let the step at hand be finished and saved.
 
         Raises:
-            DivergenceError: A gradient is not finite; neither weights nor optimizer have been touched by it.
-            CheckpointError: The run cannot be resumed.
+            DivergenceError: A loss or gradient is not finite; neither weights nor optimizer have been touched by it.
+            CheckpointError: The run cannot be resumed, or a checkpoint cannot be written.
+            ConfigError: Something that is trained has no gradient.
+            KeyboardInterrupt: SIGINT came once more.
         """
         try:
             self.model.to(self.accelerator.device)
-            state = self.run.load(self.optimizer, self.weights)
             # Every process gets the first one's weights, and the model is wrapped where there are several. The
             # optimizer stays as it is: it knows the parameters, which wrapping does not replace.
             prepared: nn.Module = self.accelerator.prepare(SupervisedLoss(self.model))
             prepared.train()
+            self.trained = self.all_that_is_trained()
+            self.reach = Reach(self.trained.parameters)
+            state = self.run.load(self.trained)
+            if self.save_first and self.run.found is None:
+                self.run.save(state, self.trained)
             self.clock = Clock(first_step=state.step)
-            while state.step < self.config.max_steps:
-                self.advance(prepared, state)
+            with self.requests.listening():
+                self.advance_to_the_end(prepared, state)
         finally:
             self.batches.close()
             for sink in self.sinks:
                 sink.close()
             self.run.close()
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_main_process and (self.ending is None or self.ending.signal is None):
             draw_loss_curve(read_records(self.run.directory / METRICS_FILE), self.run.directory / CURVE_FILE)
         self.accelerator.wait_for_everyone()
         return state
 
-    def advance(self, prepared: nn.Module, state: TrainState) -> None:
+    def all_that_is_trained(self) -> Trained:
+        """Weights, optimizer and average; to be made when the weights are where they are trained, and what they are."""
+        parameters = {name: own for name, own in self.model.named_parameters() if own.requires_grad}
+        average = None if self.config.average is None else Average(parameters, self.config.average)
+        return Trained(weights=self.weights, optimizer=self.optimizer, parameters=parameters, average=average)
+
+    def advance_to_the_end(self, prepared: nn.Module, state: TrainState) -> None:
+        """Take steps until there is a reason not to."""
+        if is_evaluated(state, self.config) and state.evaluated_at < state.step:
+            self.measure(state)  # a signal left no time for it
+        seconds_before, self.ending = state.seconds, self.why_end(state)
+        while self.ending is None:
+            self.advance(prepared, state, seconds_before=seconds_before)
+
+    def advance(self, prepared: nn.Module, state: TrainState, *, seconds_before: float = 0.0) -> None:
         """One optimizer step and what follows it.
 
         The order of operations; every line is the same in all processes:
@@ -111,39 +145,62 @@ class Trainer:
         1. draw the step's specs, from (seed, step)
         2. gather its micro-batches, count its supervised tokens over all processes
         3. forward and backward for every micro-batch and spec; gradients are exchanged in the last one
-        4. measure the global norm of the gradient and clip it; stop if it is not finite
-        5. set the learning rate of this step, move the weights, drop the gradients
-        6. count the step
-        7. log, evaluate, save; whatever is saved has been logged, so a resumed run repeats no half window
+        4. add up losses over all processes; stop if one is not finite, or if something trained has no gradient
+        5. measure the global norm of the gradient and clip it; stop if it is not finite
+        6. set the learning rate of this step, move the weights and their average, drop the gradients
+        7. count the step
+        8. log, evaluate, save; whatever is saved has been logged, so a resumed run repeats no half window
         """
         self.window.start()
         specs = self.sampler.at(state.step)
         batches = self.gather(state.position)
         tokens, supervised = self.total(sum(b.tokens for b in batches), sum(b.supervised_tokens for b in batches))
-        sums = self.accumulate(prepared, batches, specs, supervised_tokens=int(supervised))
-        norm = self.clip(state, specs)
+        losses = self.accumulate(prepared, batches, specs, supervised_tokens=int(supervised))
+        # What this process was asked to do is told to the others together with its losses.
+        asked = [self.requests.has(Ending.sigint), self.requests.has(Ending.sigterm)]
+        seconds = seconds_before + time.perf_counter() - self.clock.since
+        *sums, interrupted, terminated, state.seconds = self.total(
+            *losses.sum(dim=0).tolist(), *asked, seconds if self.accelerator.is_main_process else 0.0
+        )  # fmt: skip
+        if not all(map(math.isfinite, sums)):
+            self.refuse_losses(losses, sums, state, specs)
+        self.reach.check(batches, specs)
+        norm = self.clip(state, specs, sums)
         learning_rate = self.schedule.at(state.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         state.position += self.rows_per_step
         state.tokens += int(tokens)
         state.supervised_tokens += int(supervised)
+        if self.trained.average is not None:
+            self.trained.average.update(state.step)
         figures = StepFigures(
-            loss_sums=dict(zip((spec.name for spec in specs), self.total(*sums), strict=True)),
+            loss_sums=dict(zip((spec.name for spec in specs), sums, strict=True)),
             supervised_tokens=int(supervised), tokens=int(tokens), gradient_norm=norm, learning_rate=learning_rate,
         )  # fmt: skip
         self.window.add(figures)
         for sink in self.sinks:
             sink.tick(state.step, figures.loss)
+        self.ending = Ending.sigterm if terminated else Ending.sigint if interrupted else self.why_end(state)
         self.follow_up(state, figures)
+
+    def why_end(self, state: TrainState) -> Ending | None:
+        """Why a run in this state takes no further step; None if it does."""
+        patience, minutes = self.config.early_stopping, self.config.max_minutes
+        if state.step >= self.config.num_steps:
+            return Ending.done
+        if patience is not None and state.evaluations_without_gain >= patience.patience:
+            return Ending.early
+        if minutes is not None and state.seconds >= minutes * 60:
+            return Ending.minutes
+        return None
 
     @property
     def rows_per_step(self) -> int:
         """Rows that all processes take from the loader in one step."""
-        return rows_per_step(self.config, self.accelerator)
+        return rows_per_step(self.config, self.accelerator.num_processes)
 
     @property
     def rows_per_micro_batch(self) -> int:
@@ -169,15 +226,15 @@ class Trainer:
 
     def accumulate(
         self, prepared: nn.Module, batches: Sequence[Batch], specs: Sequence[SliceSpec], *, supervised_tokens: int
-    ) -> list[float]:
-        """Add the gradient of the step's loss; return this process's loss sum for each spec.
+    ) -> Float[Tensor, "micro_batches specs"]:
+        """Add the gradient of the step's loss; return this process's loss sum for each micro-batch and spec.
 
         The step's loss is the mean over its supervised tokens, of all micro-batches and processes, and over its
         specs. Each backward follows its forward, so that only one set of activations is alive at a time.
         """
         # Distributed training averages gradients over processes; the loss is a sum over them.
         scale = self.accelerator.num_processes / (supervised_tokens * len(specs))
-        sums = [torch.zeros((), device=self.accelerator.device) for _ in specs]
+        losses: list[Tensor] = []
         for number, waiting in enumerate(batches, start=1):
             batch = waiting.to(self.accelerator.device)
             encoded = batch if self.towers is None else self.towers.encode(batch)
@@ -187,49 +244,87 @@ class Trainer:
                     loss_sum = prepared(encoded.inputs, encoded.labels, spec)
                     # Not Accelerate's: it divides by a number of micro-batches it takes from the environment.
                     (loss_sum * scale).backward()
-                sums[index] += loss_sum.detach()
-        return [total.item() for total in sums]
+                losses.append(loss_sum.detach())
+        # Looked at once, when all work is under way: each look waits for the device.
+        return torch.stack(losses).float().cpu().double().view(len(batches), len(specs))
 
-    def clip(self, state: TrainState, specs: Sequence[SliceSpec]) -> float:
+    def refuse_losses(
+        self, losses: Float[Tensor, "micro_batches specs"], sums: Sequence[float], state: TrainState,
+        specs: Sequence[SliceSpec],
+    ) -> None:  # fmt: skip
+        """Raise DivergenceError with the rows of the micro-batches whose loss is not finite, of any process."""
+        count, process = self.accelerator.num_processes, self.accelerator.process_index
+        found = torch.zeros(len(losses), count)
+        found[:, process] = (~losses.isfinite().all(dim=1)).float()
+        bad = self.total(*found.flatten().tolist())
+        every = [(at, i) for at in self.positions(state.position) for i in range(count)]
+        rows = [row.where for (at, i), is_bad in zip(every, bad, strict=True) if is_bad
+                for row in self.loader.take(at, process=i)]  # fmt: skip
+        self.diverge(Divergence(
+            step=state.step + 1, specs=[spec.name for spec in specs], loss_sums=list(sums), gradient_norm=None,
+            parameters=[], rows=rows,
+        ))  # fmt: skip
+
+    def clip(self, state: TrainState, specs: Sequence[SliceSpec], sums: Sequence[float]) -> float:
         """Scale the gradient down to the largest norm allowed; return the norm it had."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters])
         # Before clipping: scaling by a norm that is not finite would spoil every gradient, and hide the culprit.
         if not math.isfinite(norm.item()):
-            raise DivergenceError(self.describe_divergence(norm.item(), state, specs))
+            names = [n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+            processes = range(self.accelerator.num_processes)
+            at = self.positions(state.position)
+            rows = [row.where for start in at for i in processes for row in self.loader.take(start, process=i)]
+            self.diverge(Divergence(
+                step=state.step + 1, specs=[spec.name for spec in specs], loss_sums=list(sums),
+                gradient_norm=norm.item(), parameters=names, rows=rows,
+            ))  # fmt: skip
         if self.config.max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, norm)
         return norm.item()
 
-    def describe_divergence(self, norm: float, state: TrainState, specs: Sequence[SliceSpec]) -> str:
-        """Where a gradient is not finite, and what to do."""
-        names = [n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-        processes = range(self.accelerator.num_processes)
-        rows = [
-            row for at in self.positions(state.position) for i in processes for row in self.loader.take(at, process=i)
-        ]
-        return (
-            f"step {state.step + 1}: the gradient's norm is {norm} (specs: {', '.join(spec.name for spec in specs)};"
-            f" parameters: {shortened(names)}); weights and optimizer are as after step {state.step}."
-            " Lower optim.learning_rate or trainer.max_grad_norm and begin anew, or look at the rows of this step:"
-            f" {shortened([row.where for row in rows])}"
-        )
+    def diverge(self, found: Divergence) -> None:
+        """Raise DivergenceError, and leave a file about it."""
+        if self.accelerator.is_main_process:
+            found.write(self.run.directory)
+        raise found.error()
 
     def follow_up(self, state: TrainState, figures: StepFigures) -> None:
         """Log, evaluate and save where it is time to."""
-        step, last = state.step, state.step == self.config.max_steps
-        save = last or is_due(step, self.config.save_every)
-        if save or is_due(step, self.config.log_every):
+        step = state.step
+        # After a signal there may be little time: what is left out is made up for when the run goes on.
+        measures = is_evaluated(state, self.config) and (self.ending is None or self.ending.signal is None)
+        saves = self.ending is not None or is_due(step, self.config.save_every)
+        if saves or (measures and self.may_end_or_save) or is_due(step, self.config.log_every):
             self.report(self.window.record(
                 step=step, epoch=self.loader.epoch(state.position), last=figures, device=self.accelerator.device,
-                eta_seconds=self.clock.seconds_left(step, self.config.max_steps),
+                eta_seconds=self.clock.seconds_left(step, self.config.num_steps),
             ))  # fmt: skip
             self.window = Window()
-        if last or is_due(step, self.config.eval_every):
-            for spec, score in zip(self.evaluated, self.evaluate(), strict=True) if self.validation else ():
-                self.report(validation_record(score, spec, step=step))
-        if save:
-            self.run.save(state, self.optimizer, self.weights)
+        if measures:
+            self.measure(state)
+            self.ending = self.ending or self.why_end(state)
+        if saves or self.ending is not None or (self.config.keep_best and measures and state.best_step == step):
+            self.run.save(state, self.trained)
+
+    @property
+    def may_end_or_save(self) -> bool:
+        """Whether an evaluation may be followed by a checkpoint that was not due."""
+        return self.config.keep_best or self.config.early_stopping is not None
+
+    def measure(self, state: TrainState) -> None:
+        """Report the validation losses after this step, and let the state know what is best."""
+        if not self.validation:
+            return
+        with self.trained.measured():
+            scores = dict(zip((spec.name for spec in self.evaluated), self.evaluate(), strict=True))
+        for spec in self.evaluated:
+            self.report(validation_record(scores[spec.name], spec, step=state.step))
+        watched = [scores[self.config.monitor]] if self.config.monitor else list(scores.values())
+        stopping = self.config.early_stopping
+        state.judge(
+            sum(score.loss for score in watched) / len(watched), min_delta=stopping.min_delta if stopping else 0.0
+        )
 
     def evaluate(self) -> list[Score]:
         """The score of the validation rows under each spec that is to be measured; each process takes its share."""
@@ -257,6 +352,11 @@ def is_due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
+def is_evaluated(state: TrainState, config: TrainerConfig) -> bool:
+    """Whether the validation rows are measured after the steps taken so far."""
+    return state.step > 0 and (state.step >= config.num_steps or is_due(state.step, config.eval_every))
+
+
 def validation_record(score: Score, spec: SliceSpec, *, step: int) -> Record:
     """A score as a record."""
     return {
@@ -268,9 +368,3 @@ def validation_record(score: Score, spec: SliceSpec, *, step: int) -> Record:
         "accuracy": score.accuracy,
         "examples": score.examples,
     }
-
-
-def shortened(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - NUM_SHOWN} more" if len(names) > NUM_SHOWN else ""
-    return ", ".join(names[:NUM_SHOWN]) + more

@@ -57,8 +57,7 @@ def start(config: TrainerConfig, *, may_leave_unused: bool) -> Accelerator:
             f"Accelerate is set up for {accelerator.distributed_type.value}; each process trains a whole model here:"
             f" launch with 'accelerate launch --multi_gpu', or torchrun (allowed: {', '.join(SUPPORTED)})"
         )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched != accelerator.num_processes:
+    if (launched := num_launched()) != accelerator.num_processes:
         raise ConfigError(
             f"{launched} processes were launched, but {accelerator.num_processes} joined on {accelerator.device};"
             " set trainer.device=cpu, or launch one per GPU"
@@ -87,11 +86,16 @@ def refuse_environment() -> None:
         )
 
 
+def num_launched() -> int:
+    """How many processes there are, as their launcher says; known before any of them has joined."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def is_first_launched() -> bool:
     """Whether this process speaks for all, as its launcher says; known before any of them has joined."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def rows_per_step(config: TrainerConfig, accelerator: Accelerator) -> int:
-    """Rows of data that all processes together take in one optimizer step."""
-    return accelerator.num_processes * config.batch_size * config.gradient_accumulation
+def rows_per_step(config: TrainerConfig, num_processes: int) -> int:
+    """Rows of data that so many processes together take in one optimizer step."""
+    return num_processes * config.batch_size * config.gradient_accumulation

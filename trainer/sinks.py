@@ -157,7 +157,7 @@ def open_sinks(config: TrainerConfig, run: Run, *, console: Console, settings: M
     sinks: list[Sink] = [JsonlSink(run.directory / METRICS_FILE, resumed_step=resumed_step)]
     if config.wandb is not WandbMode.off:
         sinks.append(WandbSink(run.directory, mode=config.wandb, project=config.wandb_project, config=settings))
-    sinks.append(ConsoleSink(max_steps=config.max_steps, resumed_step=resumed_step, console=console))
+    sinks.append(ConsoleSink(max_steps=config.num_steps, resumed_step=resumed_step, console=console))
     return sinks
 
 

@@ -34,7 +34,7 @@ KNOWN = {
     "adapter_config.json": ("adapter_config.json", "adapter_model.safetensors", "README.md", "slice.json"),
     "run.json": (
         "run.json", ".lock", "config.yaml", "metrics.jsonl", "loss.png", "wandb", "wandb_id", "checkpoints", "weights",
-        "base",
+        "base", "best", "divergence.json",
     ),
 }  # fmt: skip
 WITHIN = {"adapter": "adapter_config.json", "base": "config.json"}  # directories that are of a kind themselves

@@ -105,7 +105,7 @@ COMMANDS: dict[str, tuple[Words, str]] = {
     "no adapter target": (trained("adapter.targets=[]"), "adapter: no targets; choose some of attention, ffn"),
     "unknown policy": (trained("elastic.policy=sandwhich"), "did you mean 'sandwich'?"),
     "what must be given": (
-        words("train"), "train: must be given: data.train=… trainer.max_steps=… trainer.output=…",
+        words("train"), "train: must be given: data.train=… trainer.output=…",
     ),
     "which slice": (words("slice", "checkpoint=x", "output=y"), "slice: must be given: slice=e1_96b_layer|"),
     "a row that is not there": (

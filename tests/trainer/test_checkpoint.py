@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,10 @@ from model.adapter.lora import AdapterConfig
 from model.checkpoint.load import load
 from model.errors import CheckpointError, ConfigError
 from tests.trainer.parts import elastic, losses, tiny_trainer, trainer_config
-from trainer.checkpoint import refuse_another, refuse_other_rows
 from trainer.elastic import ElasticPolicy
+from trainer.identity import refuse_another, refuse_other_rows
 from trainer.loop import Trainer
+from trainer.manifest import write_manifest
 from trainer.state import TrainState
 from trainer.weights import Weights
 
@@ -134,7 +137,7 @@ def test_the_weights_of_a_checkpoint_are_the_model(tmp_path: Path) -> None:
 
 
 def test_a_run_is_not_started_over_by_accident(tmp_path: Path, straight: Path) -> None:
-    with pytest.raises(ConfigError, match=r"already holds a run; set trainer\.resume=true to go on with it"):
+    with pytest.raises(ConfigError, match=r"already holds a run; go on with it by 'matslice train resume="):
         trainer(straight)
 
 
@@ -145,11 +148,56 @@ def test_resuming_with_other_values_names_every_key(straight: Path) -> None:
         trainer(straight, resume=True, batch_size=3, seed=4)
 
 
-def test_a_damaged_checkpoint_is_not_trained_from(tmp_path: Path, straight: Path) -> None:
-    shutil.copytree(straight, tmp_path / "run")
-    (tmp_path / "run" / "checkpoints" / "step_000004" / "optimizer.pt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"step_000004: cannot be resumed from .*delete .*step_000004 to go on"):
-        trainer(tmp_path / "run", resume=True).fit()
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {"flipped": flip_a_bit, "cut": cut_short, "missing": Path.unlink}
+TOLD = {"flipped": "has other bytes than were written", "cut": r"has \d+ bytes, not \d+", "missing": "is missing"}
+FILES = ["weights/adapter_model.safetensors", "optimizer.pt", "state.json", "random_0.pt"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_checkpoint_is_passed_over_for_the_newest_whole_one(
+    tmp_path: Path, straight: Path, capsys: pytest.CaptureFixture[str], damage: str, file: str
+) -> None:
+    shutil.copytree(straight, tmp_path / "run", symlinks=True)
+    DAMAGES[damage](tmp_path / "run" / "checkpoints" / "step_000004" / file)
+    trainer(tmp_path / "run", resume=True).fit()
+    told = capsys.readouterr().err
+    assert re.search(rf"warning: .*step_000004 is damaged \({file} {TOLD[damage]}\); going on from step 2", told)
+    assert_same_runs(straight, tmp_path / "run")
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["damaged_step_000004", "step_000002", "step_000004"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"files": {}}', '{"files": {"optimizer.pt": {}}}', "\0" * 99])
+def test_a_manifest_that_says_nothing_is_a_damage(tmp_path: Path, straight: Path, content: str) -> None:
+    shutil.copytree(straight, tmp_path / "run", symlinks=True)
+    (tmp_path / "run" / "checkpoints" / "step_000004" / "manifest.json").write_text(content)
+    again = trainer(tmp_path / "run", resume=True)
+    assert again.run.resumed_step == 2
+    again.run.close()
+
+
+def test_a_run_without_a_whole_checkpoint_is_refused_by_the_names_of_all(tmp_path: Path, straight: Path) -> None:
+    shutil.copytree(straight, tmp_path / "run", symlinks=True)
+    before = [tmp_path / "run" / "checkpoints" / name for name in ("step_000004", "step_000002")]
+    flip_a_bit(before[0] / "optimizer.pt")
+    (before[1] / "manifest.json").unlink()
+    with pytest.raises(
+        CheckpointError,
+        match=r"no checkpoint is what was written; .*\n  .*4: optimizer\.pt has other.*\n  .*2: manifest\.json is m",
+    ):
+        trainer(tmp_path / "run", resume=True)
+    assert all(path.is_dir() for path in before)  # nothing is renamed where nothing can be gone on with
 
 
 def test_a_run_that_failed_before_its_first_checkpoint_does_not_block_its_directory(
@@ -182,24 +230,13 @@ def test_resuming_with_other_rows_per_step_names_the_accumulation_that_keeps_the
     refuse_other_rows(TrainState(step=4, position=4 * 8), trainer_config(straight), 4)
 
 
-def test_what_a_process_left_behind_must_be_there(tmp_path: Path, straight: Path) -> None:
-    for damage in ("missing", "empty"):
-        run = tmp_path / damage
-        shutil.copytree(straight, run)
-        (run / "checkpoints" / "step_000004" / "random_0.pt").unlink()
-        if damage == "empty":
-            (run / "checkpoints" / "step_000004" / "random_0.pt").touch()
-        with pytest.raises(
-            CheckpointError, match=r"cannot be resumed from \(\w+Error\(.*delete .*step_000004 to go on"
-        ):
-            trainer(run, resume=True).fit()
-
-
-def test_a_damaged_state_says_what_to_delete(tmp_path: Path, straight: Path) -> None:
-    shutil.copytree(straight, tmp_path / "run")
-    (tmp_path / "run" / "checkpoints" / "step_000004" / "state.json").write_text("{}}")
-    with pytest.raises(CheckpointError, match=r"JSONDecodeError.*delete .*step_000004 to go on from an earlier one"):
-        trainer(tmp_path / "run", resume=True)
+def test_a_checkpoint_of_other_parts_says_what_to_delete(tmp_path: Path, straight: Path) -> None:
+    shutil.copytree(straight, tmp_path / "run", symlinks=True)
+    newest = tmp_path / "run" / "checkpoints" / "step_000004"
+    torch.save({"state": {}, "param_groups": []}, newest / "optimizer.pt")
+    write_manifest(newest)  # whole, but of something else
+    with pytest.raises(CheckpointError, match=r"step_000004: the optimizer's state is of 0 parameters, the run trains"):
+        trainer(tmp_path / "run", resume=True).fit()
 
 
 def test_the_newest_weights_are_linked_after_every_save(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from trainer.curve import CURVE_FILE
 from trainer.elastic import ElasticConfig, ElasticPolicy
 from trainer.loop import Trainer
 from trainer.sinks import METRICS_FILE, read_records
+from trainer.state import TrainState
 from trainer.step import SupervisedLoss, batch_loss_sum
 
 # Sums of the same float32 terms in another order; the losses are near 4.
@@ -124,7 +125,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_optimizer_is_tou
 def test_the_gradient_is_clipped_to_the_norm_allowed(tmp_path: Path) -> None:
     trainer = tiny_trainer(trainer_config(tmp_path, max_grad_norm=0.5))
     gradients(trainer)
-    norm = trainer.clip(trainer.run.load(trainer.optimizer, trainer.weights), trainer.sampler.at(0))
+    norm = trainer.clip(TrainState(), trainer.sampler.at(0), [1.0])
     clipped = torch.nn.utils.get_total_norm([p.grad for p in trainer.model.parameters() if p.grad is not None])
     assert norm > 0.5
     assert clipped.item() == pytest.approx(0.5, rel=1e-4)  # torch divides by norm + 1e-6
