@@ -110,6 +110,11 @@ class TrainerConfig:
             )
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ConfigError(f"trainer.max_grad_norm is {self.max_grad_norm}; it must be positive, or null")
+        if self.attention is AttentionKernel.flex and (self.device is Device.cpu or not torch.cuda.is_available()):
+            raise ConfigError(
+                "trainer.attention is flex, of which torch has gradients on CUDA GPUs only, and there is none to train"
+                " on; set trainer.attention=auto"
+            )
         if self.seed < 0:
             raise ConfigError(f"trainer.seed is {self.seed}; it must not be negative")
 
