@@ -20,7 +20,7 @@ from model.config import ModelConfig
 from model.errors import InputError
 from model.initialization import initialize_decoder, initialize_embedder, initialize_tower
 from model.inputs import Audio, Images, Inputs, Outputs, SoftTokens
-from model.layers.embedding import MediaEmbedder
+from model.layers.embedding import HostTable, MediaEmbedder, RowSource
 from model.layers.kernel import AttentionKernel
 from model.layers.kv_cache import KVCache
 from model.recompute import RecomputeConfig, TowerRecompute
@@ -116,12 +116,29 @@ class Gemma3n(nn.Module):
 
     @classmethod
     def build(
-        cls, config: ModelConfig, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        cls,
+        config: ModelConfig,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        per_layer_rows: RowSource | None = None,
     ) -> Gemma3n:
-        """A model of this shape whose parameters hold nothing yet: load them, or ``initialize``."""
+        """A model of this shape whose parameters hold nothing yet: load them, or ``initialize``.
+
+        ``per_layer_rows``: where the table of per-layer embeddings lies if it shall not be on the device.
+        """
         with torch.device("meta"):
             empty = cls(config).to(dtype)
+        if per_layer_rows is not None:
+            pinned = torch.device(device).type == "cuda"
+            empty.model.language_model.leave_table_at(per_layer_rows, dtype=dtype, pinned=pinned)
         return empty if torch.device(device).type == "meta" else empty.to_empty(device=device)
+
+    @property
+    def per_layer_table(self) -> HostTable | None:
+        """The table of per-layer embeddings, if it is not on the device: its rows can be gathered ahead."""
+        table = self.model.language_model.embed_tokens_per_layer
+        return table if isinstance(table, HostTable) else None
 
     @property
     def recompute(self) -> RecomputeConfig:

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from model.errors import InputError
+from model.layers.embedding import TableRows
 from model.layers.kv_cache import KVCache
 
 
@@ -149,6 +150,8 @@ class Inputs:
     ``document_lengths``: of each row's documents, the padding behind each included, so that they add up to the row;
     None if nobody has looked, or padding stands before a token of its document.
 
+    ``per_layer_rows``: the tokens' rows of the per-layer table, gathered ahead where the table is not on the device.
+
     Raises:
         InputError: The two tensors do not have the same two axes, are empty, or of the wrong kind; the media
             are something else; or (looked at on the CPU only) an id is not below ``ids_below``.
@@ -161,6 +164,7 @@ class Inputs:
     ids_below: int | None = None
     documents: Int[Tensor, "batch seq"] | None = None
     document_lengths: tuple[tuple[int, ...], ...] | None = None
+    per_layer_rows: TableRows | None = None
 
     def __post_init__(self) -> None:
         if self.ids.ndim != 2 or self.mask.shape != self.ids.shape:
@@ -177,6 +181,11 @@ class Inputs:
             raise InputError(f"inputs: mask is {self.mask.dtype}; it must be torch.bool, True at real tokens")
         if self.documents is not None:
             check_documents(self.documents, self.ids)
+        if self.per_layer_rows is not None and self.per_layer_rows.places.shape != self.ids.shape:
+            raise InputError(
+                "inputs: rows of the per-layer table were gathered for tokens of shape"
+                f" {tuple(self.per_layer_rows.places.shape)}, but the ids have {tuple(self.ids.shape)}"
+            )
         for name, given, kind in (("images", self.images, Images), ("audio", self.audio, Audio)):
             if not isinstance(given, kind | SoftTokens | None):
                 raise InputError(
@@ -218,6 +227,7 @@ class Inputs:
             document_lengths=self.known_lengths(),
             images=None if self.images is None else self.images.to(device),
             audio=None if self.audio is None else self.audio.to(device),
+            per_layer_rows=None if self.per_layer_rows is None else self.per_layer_rows.to(device),
         )
 
 

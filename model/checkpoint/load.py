@@ -10,11 +10,14 @@ import torch
 
 from model.checkpoint.blocks import StoredPart
 from model.checkpoint.checking import check_head, check_tensors
+from model.checkpoint.mapped import RowsOnDisk
+from model.checkpoint.names import PER_LAYER_TABLE
 from model.checkpoint.reader import Checkpoint
 from model.checkpoint.shapes import model_shapes
 from model.checkpoint.tensors import read_into
 from model.errors import ConfigError
 from model.gemma3n import Gemma3n
+from model.layers.embedding import RowsInMemory, RowSource, TablePlacement
 from model.slicing.config import slice_config
 from model.slicing.count import Layout
 from model.slicing.cuts import place
@@ -30,6 +33,7 @@ def load(
     device: torch.device | str = "cpu",
     spec: SliceSpec | None = None,
     modalities: Iterable[Modality] | None = None,
+    per_layer_table: TablePlacement = TablePlacement.device,
 ) -> Gemma3n:
     """The model of a checkpoint directory, as it is or cut to ``spec`` while it is read, in evaluation mode.
 
@@ -40,6 +44,8 @@ def load(
         spec: A part of the checkpoint's model, of which only the needed bytes are read.
         modalities: What the model shall take in; other towers are left on disk, and need not be in order. None:
             all that the checkpoint has.
+        per_layer_table: Where the table of per-layer embeddings shall lie. Away from the device it is no parameter;
+            mapped, its bytes are not read, and the checkpoint must stay as it is while the model is used.
 
     Raises:
         CheckpointError: Tensors are missing, unknown or of another shape than ``config.json`` says.
@@ -54,13 +60,29 @@ def load(
     sliced = slice_config(wanted, sub)
     check_head(checkpoint)
 
-    gemma = Gemma3n.build(sliced, device=device, dtype=dtype)
+    aside = None
+    if per_layer_table is not TablePlacement.device:
+        placement = place(PER_LAYER_TABLE, sub, wanted.text)
+        assert placement is not None
+        aside = rows_aside(StoredPart(checkpoint.stored(PER_LAYER_TABLE), placement), per_layer_table, dtype)
+    gemma = Gemma3n.build(sliced, device=device, dtype=dtype, per_layer_rows=aside)
     parameters = dict(gemma.named_parameters())
     for name in model_shapes(wanted, Layout.used):
+        if aside is not None and name == PER_LAYER_TABLE:
+            continue
         if placement := place(name, sub, wanted.text):
             read_into(parameters.pop(placement.name).data, StoredPart(checkpoint.stored(name), placement))
     assert not parameters, f"the table of cuts does not fill {sorted(parameters)}"
     return gemma.eval()
+
+
+def rows_aside(part: StoredPart, placement: TablePlacement, dtype: torch.dtype) -> RowSource:
+    """A stored table that is not put on the device: read into the host's memory, or left in its file."""
+    if placement is TablePlacement.mmap:
+        return RowsOnDisk(part)
+    table = torch.empty(part.shape, dtype=dtype)
+    read_into(table, part)
+    return RowsInMemory(table)
 
 
 def check_dtype(dtype: torch.dtype) -> None:

@@ -13,6 +13,7 @@ from model.tower_config import Modality
 
 TIED_HEAD = "lm_head.weight"  # the head is the token table; a file may hold it a second time
 TOKEN_TABLE = f"{TEXT}.embed_tokens.weight"
+PER_LAYER_TABLE = f"{TEXT}.embed_tokens_per_layer.weight"
 TEXT_ROOTS = frozenset(
     {
         "embed_tokens", "embed_tokens_per_layer", "layers", "norm", "altup_projections",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,14 @@ import torch
 from torch import Tensor
 
 from model.checkpoint.blocks import BLOCK_BYTES, Bytes
-from model.checkpoint.names import in_file
+from model.checkpoint.names import PER_LAYER_TABLE, in_file
 from model.checkpoint.shapes import model_shapes
 from model.checkpoint.tensors import SPELLED
 from model.checkpoint.writer import SHARD_BYTES, write_checkpoint
 from model.config import ModelConfig
 from model.errors import CheckpointError
 from model.gemma3n import Gemma3n
+from model.layers.embedding import HostTable
 from model.slicing.count import Layout
 
 
@@ -61,6 +63,55 @@ class LiveBlock:
         return self.piece.numpy()
 
 
+@dataclass(frozen=True)
+class TablePart:
+    """A table that is not on the model's device, to be written whole, a few rows at a time."""
+
+    name: str
+    table: HostTable
+
+    @property
+    def dtype(self) -> str:
+        """As safetensors spells it."""
+        return SPELLED[self.table.dtype]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape."""
+        return self.table.source.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * self.table.dtype.itemsize
+
+    def blocks(self) -> Iterator[RowsBlock]:
+        """The table in pieces."""
+        rows, columns = self.shape
+        step = max(1, BLOCK_BYTES // (columns * self.table.dtype.itemsize))
+        for first in range(0, rows, step):
+            yield RowsBlock(self.table, range(first, min(first + step, rows)))
+
+
+@dataclass(frozen=True)
+class RowsBlock:
+    """Neighbouring rows of such a table."""
+
+    table: HostTable
+    rows: range
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return len(self.rows) * self.table.source.shape[1] * self.table.dtype.itemsize
+
+    def read(self) -> Bytes:
+        """The bytes, from where the table lies."""
+        kept = torch.empty(len(self.rows), self.table.source.shape[1], dtype=self.table.dtype)
+        self.table.source.read(torch.arange(self.rows.start, self.rows.stop), kept)
+        return kept.reshape(-1).view(torch.uint8).numpy()
+
+
 def save(
     model: Gemma3n,
     target: Path,
@@ -85,13 +136,18 @@ def save(
         CheckpointError: ``target`` is in use, or the model has an adapter in it.
     """
     check_plain(model, str(target))
-    save_tensors(
-        ((name, parameter.detach()) for name, parameter in model.named_parameters()),
+    parts: list[LivePart | TablePart] = [
+        LivePart(in_file(name, model.config), parameter.detach()) for name, parameter in model.named_parameters()
+    ]
+    if (table := model.per_layer_table) is not None:
+        parts.append(TablePart(in_file(PER_LAYER_TABLE, model.config), table))
+    write_checkpoint(
+        parts,
         model.config,
         target,
         max_shard_bytes=max_shard_bytes,
         overwrite=overwrite,
-        extras=extras,
+        extras=None if extras is None else lambda directory, _: extras(directory),
     )
 
 
@@ -125,6 +181,8 @@ def check_plain(model: Gemma3n, where: str) -> None:
     An adapter that is attached adds some and renames others.
     """
     found = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    if (table := model.per_layer_table) is not None:
+        found[PER_LAYER_TABLE] = table.source.shape
     expected = model_shapes(model.config, Layout.used)
     if odd := sorted({name for name, _ in found.items() ^ expected.items()}):
         raise CheckpointError(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from model.checkpoint.saving import check_plain
+from model.errors import CheckpointError
 from model.gemma3n import Gemma3n
 from model.slicing.config import slice_config
 from model.slicing.cuts import Placement, place
@@ -22,9 +23,15 @@ def slice_module(model: Gemma3n, sub: SubModel) -> Gemma3n:
     Raises:
         ConfigError: The parent has no tower for one of the modalities.
         SliceError: The sub-model does not fit.
-        CheckpointError: The model has an adapter in it, which must be merged first, or sliced by itself.
+        CheckpointError: The model has an adapter in it, which must be merged first, or sliced by itself; or its
+            per-layer table is not on its device.
     """
     check_plain(model, f"slice '{sub.name}'")
+    if model.per_layer_table is not None:
+        raise CheckpointError(
+            f"slice '{sub.name}': the model's per-layer table is not on its device; load it there"
+            " (per_layer_table=device), or load the sub-model itself from the checkpoint"
+        )
     config = model.config.text
     reference = next(model.parameters())
     small = Gemma3n.build(slice_config(model.config, sub), device=reference.device, dtype=reference.dtype)

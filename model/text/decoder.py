@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from model.config import TextConfig
+from model.errors import InputError
 from model.inputs import Inputs
 from model.layers.altup import collapse, expand
-from model.layers.embedding import ScaledEmbedding
+from model.layers.embedding import HostTable, RowSource, ScaledEmbedding
 from model.layers.kernel import AttentionKernel
 from model.layers.kv_cache import KeyValues, KVCache
 from model.layers.norm import RMSNorm
@@ -52,7 +53,7 @@ class Decoder(nn.Module):
         dim, ple, layers = config.hidden_size, config.hidden_size_per_layer_input, config.num_hidden_layers
         pad = config.pad_token_id
         self.embed_tokens = ScaledEmbedding(config.vocab_size, dim, padding_row=pad, scale=dim**0.5)
-        self.embed_tokens_per_layer = ScaledEmbedding(
+        self.embed_tokens_per_layer: nn.Module = ScaledEmbedding(
             config.vocab_size_per_layer_input, layers * ple, padding_row=pad, scale=ple**0.5
         )
         self.per_layer_model_projection = nn.Linear(dim, layers * ple, bias=False)
@@ -74,7 +75,7 @@ class Decoder(nn.Module):
             spec: The layers and widths to compute with, checked against this decoder's config.
             cache: Keys and values of earlier tokens; the next cache is given back only if there is one.
         """
-        per_layer = self.per_layer_inputs(inputs.ids, embedded, spec).unbind(dim=2)
+        per_layer = self.per_layer_inputs(inputs, embedded, spec).unbind(dim=2)
         seen = inputs.mask if cache is None else torch.cat((cache.mask, inputs.mask), dim=1)
         attention = self.attention if cache is None else AttentionKernel.dense
         contexts = contexts_of(self.config, inputs, seen, embedded.dtype, attention)
@@ -126,7 +127,7 @@ class Decoder(nn.Module):
         return streams, used
 
     def per_layer_inputs(
-        self, ids: Int[Tensor, "batch seq"], embedded: Float[Tensor, "batch seq dim"], spec: SliceSpec
+        self, inputs: Inputs, embedded: Float[Tensor, "batch seq dim"], spec: SliceSpec
     ) -> Float[Tensor, "batch seq layers ple"]:
         """What each kept layer is told about each token: its block of the token's row, and a projection of it.
 
@@ -134,17 +135,34 @@ class Decoder(nn.Module):
         """
         config = self.config
         blocks = (config.num_hidden_layers, config.hidden_size_per_layer_input)
-        in_table = ids < config.vocab_size_per_layer_input
-        rows = self.embed_tokens_per_layer(torch.where(in_table, ids, 0)).unflatten(-1, blocks)
+        rows = self.table_rows(inputs).unflatten(-1, blocks)
         scale, share = (
             torch.tensor(value, dtype=embedded.dtype, device=embedded.device)  # rounded like the reference's
             for value in (config.hidden_size**-0.5, 2**-0.5)
         )
         projected = (self.per_layer_model_projection(embedded) * scale).unflatten(-1, blocks)
         if len(spec.kept_layers) < config.num_hidden_layers:
-            kept = torch.tensor(spec.kept_layers, device=ids.device)
+            kept = torch.tensor(spec.kept_layers, device=embedded.device)
             rows, projected = rows.index_select(2, kept), projected.index_select(2, kept)
         return (self.per_layer_projection_norm(projected) + rows) * share
+
+    def table_rows(self, inputs: Inputs) -> Float[Tensor, "batch seq columns"]:
+        """The rows of the per-layer table at each token; those gathered before, if they have been."""
+        table, gathered = self.embed_tokens_per_layer, inputs.per_layer_rows
+        if isinstance(table, HostTable):
+            return table(inputs.ids, gathered)
+        if gathered is not None:
+            raise InputError(
+                "inputs: rows of the per-layer table were gathered, but this model has the table on its device;"
+                " leave per_layer_rows out"
+            )
+        in_table = inputs.ids < self.config.vocab_size_per_layer_input
+        return table(torch.where(in_table, inputs.ids, 0))
+
+    def leave_table_at(self, source: RowSource, *, dtype: torch.dtype, pinned: bool) -> None:
+        """Look the per-layer table up where it lies from now on; it is no longer a parameter."""
+        scale = self.config.hidden_size_per_layer_input**0.5
+        self.embed_tokens_per_layer = HostTable(source, dtype=dtype, scale=scale, pinned=pinned)
 
 
 def grouped(runs: Sequence[LayerRun], size: int) -> Iterator[Sequence[LayerRun]]:
