@@ -161,12 +161,16 @@ class FlexKernel:
         reach = seq if window is None else window
         own = torch.zeros_like(mask, dtype=torch.int64) if documents is None else documents
 
-        def sees(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            near = (key <= query) & (key > query - reach)
-            return near & (own[row, key] == own[row, query]) & mask[row, key] | (key == query)
-
         create = compiled(create_block_mask) if mask.device.type == "cuda" else create_block_mask
-        return cls(create(sees, batch, None, seq, seq, device=mask.device))
+        # An expression, not a function of its own: its arguments are counted, which the tests' checker would hide.
+        blocks = create(
+            lambda row, _, query, key: (
+                ((key <= query) & (key > query - reach) & (own[row, key] == own[row, query]) & mask[row, key])
+                | (key == query)
+            ),
+            batch, None, seq, seq, device=mask.device,
+        )  # fmt: skip
+        return cls(blocks)
 
     def __call__(
         self,
