@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from model.adapter.lora import PeftModel, adapter_tensors, check_factors, read_adapter, save_adapter
+from model.adapter.lora import PeftModel, restore, save_adapter
 from model.checkpoint.load import load
 from model.checkpoint.saving import save
 from model.gemma3n import Gemma3n
@@ -48,16 +47,9 @@ def model_weights(gemma: Gemma3n, *, extras: Callable[[Path], None] | None = Non
 
 def adapter_weights(adapted: PeftModel) -> Weights:
     """The adapter alone, as a PEFT directory."""
-
-    config = cast(Gemma3n, adapted.get_base_model()).config.text
-
-    def load_from(directory: Path) -> None:
-        _, stored = read_adapter(directory, config)
-        own = adapter_tensors(adapted)
-        check_factors(directory, stored, own)
-        copy_into(own, stored)
-
-    return Weights(save=lambda directory: save_adapter(adapted, directory), load=load_from)
+    return Weights(
+        save=lambda directory: save_adapter(adapted, directory), load=lambda directory: restore(adapted, directory)
+    )
 
 
 @torch.no_grad()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LoRA by PEFT: attach, save, load, merge. The only file that imports peft.
+"""LoRA by PEFT: attach, save, load, merge. Only this file and the layers beside it import peft.
 
 An adapted feed-forward layer can be narrowed like a plain one: the factors lose exactly what the base
 weight loses, so a sub-model's adapter is the part of its parent's adapter that the table of cuts says.
@@ -9,30 +9,29 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from model.adapter.config import AdapterConfig
 from model.adapter.hiding import hidden
+from model.adapter.layers import NarrowLoraLinear, ScaledLoraEmbedding
 from model.adapter.naming import travelling_names
-from model.adapter.targets import TargetSet, resolve_targets
+from model.adapter.start import begin, double, starts, take_starts, with_starts
+from model.adapter.targets import UNCALLED, check_patterns, resolve_targets
 from model.checkpoint.checking import misfit
 from model.checkpoint.directory import whole_directory
 from model.checkpoint.format import METADATA
 from model.checkpoint.names import TOKEN_TABLE, modality_of, ours, text_only, unused
 from model.checkpoint.saving import check_plain
 from model.config import ModelConfig, TextConfig
-from model.errors import CheckpointError, ConfigError
+from model.errors import CheckpointError
 from model.gemma3n import Gemma3n
 from model.layers.embedding import ScaledEmbedding
-from model.layers.linear import NarrowLinear
 from model.slicing.adapter import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
@@ -52,69 +51,11 @@ from model.tower_config import Modality
 with hidden("torchvision"):
     from peft import LoraConfig, PeftModel, PeftType, get_peft_model
     from peft.config import PeftConfig
-    from peft.tuners.lora import Embedding, Linear
     from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
 
+CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # starts of PEFT that do
+MAGNITUDE = ".lora_magnitude_vector"  # what DoRA has beside its factors
 ADAPTER = "default"  # PEFT's name of the one adapter a model has here
-UNCALLED = ("altup.prediction_coefs", "altup.correction_coefs")
-
-
-@dataclass(kw_only=True, slots=True)
-class AdapterConfig:
-    """A LoRA adapter to train: where it sits, and how large and strong it is (``alpha / rank``)."""
-
-    targets: list[TargetSet] = field(default_factory=lambda: [TargetSet.all_linear])
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.rank <= 0 or self.alpha <= 0:
-            raise ConfigError(f"adapter: rank is {self.rank} and alpha {self.alpha}; both must be positive")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"adapter: dropout is {self.dropout}; it must be a share in [0, 1)")
-
-
-class NarrowLoraLinear(Linear):
-    """LoRA around a ``NarrowLinear``: base weight and factors are narrowed alike."""
-
-    def update_layer(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Add an adapter to the layer; PEFT calls this."""
-        super().update_layer(adapter_name, *args, **kwargs)
-        if adapter_name in self.lora_variant:
-            kind = type(self.lora_variant[adapter_name]).__name__
-            raise ConfigError(f"adapter: {kind} cannot be narrowed with its layer; use plain LoRA")
-
-    def forward(
-        self, x: Float[Tensor, "... columns"], rows: int | None = None, columns: int | None = None
-    ) -> Float[Tensor, "... rows"]:
-        """The first ``rows`` outputs from the first ``columns`` inputs, adapter included."""
-        if rows is None and columns is None:
-            return super().forward(x)
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        result = self.base_layer(x, rows=rows, columns=columns)
-        if self.disable_adapters or self.merged:
-            return result
-        dtype = result.dtype
-        for name in self.active_adapters:
-            if name not in self.lora_A:
-                continue
-            down, up = (cast(nn.Linear, factors[name]) for factors in (self.lora_A, self.lora_B))
-            # Factors are float32 beside a bfloat16 base, as everywhere in PEFT; only the sum is rounded.
-            dropped = self.lora_dropout[name](self._cast_input_dtype(x, down.weight.dtype))
-            bias = None if up.bias is None else up.bias[:rows]
-            update = F.linear(F.linear(dropped, down.weight[:, :columns]), up.weight[:rows], bias)
-            result = result + update * self.scaling[name]
-        return result.to(dtype)
-
-
-class ScaledLoraEmbedding(Embedding):
-    """LoRA around a ``ScaledEmbedding``: the adapter's rows are scaled like the table's."""
-
-    def _get_embed_scale(self) -> Tensor:
-        table = cast(ScaledEmbedding, self.get_base_layer())
-        return torch.tensor(table.scale, device=table.weight.device, dtype=table.weight.dtype)
 
 
 def base_of(model: Gemma3n | PeftModel) -> Gemma3n:
@@ -126,20 +67,43 @@ def attach(model: Gemma3n, config: AdapterConfig) -> PeftModel:
     """Freeze ``model``, put a fresh LoRA adapter into it, and give what is to be trained.
 
     The result is called like the model, ``spec`` included. Factors are float32 whatever the model's dtype.
-    The update is zero at first. ``model`` itself is changed: its layers are wrapped in place.
+    The update is zero at first. ``model`` itself is changed: its layers are wrapped in place, their weights as they
+    are. What cannot be begun as it is asked for is refused when the layers are wrapped already: build the model anew.
 
     Raises:
-        ConfigError: A target set matches nothing.
+        ConfigError: A target set or an expression matches nothing, or a module cannot begin as asked for.
         CheckpointError: The model has an adapter already.
     """
     check_plain(model, "adapter")
+    targets = targets_of(model, config)
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
-        target_modules=resolve_targets(model, config.targets),
+        target_modules=targets,
+        rank_pattern=dict(config.rank_pattern),
+        alpha_pattern=dict(config.alpha_pattern),
+        use_rslora=config.rslora,
+        use_dora=config.dora,
+        init_lora_weights="gaussian" if config.init == "gaussian" else True,
     )
-    return cast(PeftModel, get_peft_model(model, with_our_layers(lora))).train()
+    adapted = cast(PeftModel, get_peft_model(model, with_our_layers(lora)))
+    begin(adapted, config, ADAPTER)
+    return adapted.train()
+
+
+def targets_of(model: nn.Module, config: AdapterConfig) -> list[str]:
+    """Full paths of the modules of ``model`` that an adapter would sit on, in the model's order.
+
+    Raises:
+        ConfigError: Something that chooses modules matches none.
+    """
+    targets = resolve_targets(
+        model, config.targets, matching=config.targets_matching, excluded=config.exclude_matching
+    )  # fmt: skip
+    patterns = {"rank_pattern": config.rank_pattern, "alpha_pattern": config.alpha_pattern}
+    check_patterns(targets, patterns)
+    return targets
 
 
 def load_adapter(model: Gemma3n, directory: Path | str, *, trainable: bool = False) -> PeftModel:
@@ -203,6 +167,8 @@ def save_adapter(adapted: PeftModel, directory: Path | str, *, overwrite: bool =
     spell_patterns(lora, {module: module for module in modules})
     spell_targets(lora, modules)  # PEFT shortens long lists to leaf names, which modules of the towers have, too
     lora.inference_mode = True
+    if starts(adapted):
+        double(lora)
     with whole_directory(Path(directory), overwrite=overwrite, marker=ADAPTER_CONFIG_FILE) as aside:
         stored = {file_name(name, base.config): value.detach().cpu().contiguous() for name, value in tensors.items()}
         save_file(stored, aside / ADAPTER_WEIGHTS_FILE, metadata=METADATA)
@@ -241,13 +207,32 @@ def check_sole(adapted: PeftModel) -> None:
 
 def with_our_layers(lora: LoraConfig) -> LoraConfig:
     """The same config, under which PEFT wraps our own kinds of layer in our own kinds of LoRA."""
-    lora._register_custom_module({NarrowLinear: NarrowLoraLinear, ScaledEmbedding: ScaledLoraEmbedding})  # noqa: SLF001 (documented)
+    lora._register_custom_module({nn.Linear: NarrowLoraLinear, ScaledEmbedding: ScaledLoraEmbedding})  # noqa: SLF001 (documented)
     return lora
 
 
 def adapter_tensors(adapted: PeftModel) -> dict[str, Tensor]:
-    """What PEFT saves of a model, by the names it saves them under."""
+    """What is saved of a model, by the names that PEFT saves it under."""
+    return with_starts(adapted, trained_tensors(adapted))
+
+
+def trained_tensors(adapted: PeftModel) -> dict[str, Tensor]:
+    """What is trained of a model, by the same names."""
     return get_peft_model_state_dict(adapted, adapter_name=ADAPTER, save_embedding_layers=False)
+
+
+@torch.no_grad()
+def restore(adapted: PeftModel, directory: Path) -> None:
+    """Give the factors that are trained, in place, the values they had when they were saved by ``save_adapter``.
+
+    Raises:
+        CheckpointError: The directory is no LoRA adapter, or not one of this model with these settings.
+    """
+    _, stored = read_adapter(directory, cast(Gemma3n, adapted.get_base_model()).config.text)
+    check_factors(directory, stored, adapter_tensors(adapted))
+    stored = take_starts(adapted, stored)
+    for name, tensor in trained_tensors(adapted).items():
+        tensor.copy_(stored[name])
 
 
 def file_name(name: str, base: ModelConfig) -> str:
@@ -269,12 +254,10 @@ def read_adapter(directory: Path, config: TextConfig) -> tuple[LoraConfig, dict[
         raise CheckpointError(f"{directory}: cannot be read as a PEFT adapter ({error})") from error
     if not isinstance(lora, LoraConfig) or lora.peft_type != PeftType.LORA:
         raise CheckpointError(f"{directory}: is a {lora.peft_type} adapter; only LoRA is supported")
-    if lora.use_dora:
-        raise CheckpointError(
-            f"{directory}: is a DoRA adapter, whose magnitudes cannot be narrowed with a sub-model; merge it elsewhere"
-        )
+    refuse_changed_base(directory, lora)
+    lora.init_lora_weights = True  # the cheapest: all of it is overwritten
     unread = unused(config)
-    tensors = {name: tensor for name, tensor in tensors.items() if ours(weight_name(name)) not in unread}
+    tensors = {name: tensor for name, tensor in tensors.items() if ours(weight_name(factor_of(name))) not in unread}
     modules = {module: ours(module) for module in adapted_modules(tensors)}
     spell_patterns(lora, modules)
     if isinstance(lora.target_modules, (list, set)) and not lora.exclude_modules:
@@ -283,6 +266,20 @@ def read_adapter(directory: Path, config: TextConfig) -> tuple[LoraConfig, dict[
     else:
         spell_targets(lora, modules.values())
     return lora, {PREFIX + ours(name.removeprefix(PREFIX)): tensor for name, tensor in tensors.items()}
+
+
+def refuse_changed_base(directory: Path, lora: LoraConfig) -> None:
+    """Raise CheckpointError for an adapter whose training changed the base, which is saved nowhere."""
+    if isinstance(start := lora.init_lora_weights, str) and start.startswith(CHANGE_BASE):
+        raise CheckpointError(
+            f"{directory}: its init_lora_weights is '{start}', by which PEFT changes the base it is trained on, so it"
+            " fits no published one; save it anew by PEFT's path_initial_model_for_weight_conversion"
+        )
+
+
+def factor_of(name: str) -> str:
+    """The tensor itself, or, for a magnitude of DoRA, the factor that stands beside it."""
+    return name.replace(MAGNITUDE, ".lora_B.weight") if name.endswith(MAGNITUDE) else name
 
 
 def refuse_uncalled(directory: Path, tensors: Iterable[str]) -> None:

@@ -276,7 +276,7 @@ def renumbered(path: str, sub: SubModel) -> str | None:
     return f"{match['before']}{kept.index(layer)}{match['after']}" if layer in kept else None
 
 
-def spell_pattern(pattern: Mapping[str, int], modules: Mapping[str, str]) -> dict[str, int]:
+def spell_pattern(pattern: Mapping[str, Any], modules: Mapping[str, str]) -> dict[str, Any]:
     """A rank or alpha pattern with one entry for each module it was meant for, by travelling name.
 
     Args:
@@ -284,7 +284,7 @@ def spell_pattern(pattern: Mapping[str, int], modules: Mapping[str, str]) -> dic
             model that was trained, and takes the first that fits.
         modules: That path, which is the one in the file, and our path, of every module to spell out.
     """
-    spelled: dict[str, int] = {}
+    spelled: dict[str, Any] = {}  # ranks are whole; alphas need not be
     for path, our_path in modules.items():
         values = (value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", path))
         if (value := next(values, None)) is not None:

@@ -227,12 +227,9 @@ def test_of_several_adapters_none_is_saved_or_merged_in_place_of_all(tmp_path: P
         merge(adapted)
 
 
-def test_dora_is_refused(tmp_path: Path) -> None:
-    by_peft(target_modules=["q_proj"], use_dora=True).save_pretrained(str(tmp_path))
-    with pytest.raises(CheckpointError, match="DoRA"):
-        load_adapter(tiny_model(), tmp_path)
-    with pytest.raises(ConfigError, match="cannot be narrowed"):
-        by_peft(target_modules=["up_proj"], use_dora=True)
+def test_kinds_of_peft_that_cannot_be_narrowed_are_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="MiCALinearVariant cannot be narrowed"):
+        by_peft(target_modules=["up_proj"], init_lora_weights="mica")
 
 
 def test_an_adapter_of_another_size_is_refused_and_leaves_the_model_as_it_was(tmp_path: Path) -> None:

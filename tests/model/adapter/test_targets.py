@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from model.adapter.naming import travelling_name
-from model.adapter.targets import TargetSet, resolve_targets
+from model.adapter.targets import TargetSet, check_patterns, matches, resolve_targets
 from model.errors import ConfigError
 from model.gemma3n import Gemma3n
 from model.tower_config import Modality
@@ -140,3 +140,57 @@ def test_travelling_names_of_towers_end_no_other_modules_path() -> None:
     for path in resolve_targets(model, list(TargetSet)):
         name = travelling_name(path)
         assert [other for other in paths if other == name or other.endswith(f".{name}")] == [path]
+
+
+MIDDLE = r".*\.layers\.[34]\.mlp\..*"
+
+
+def test_expressions_add_modules_to_sets_and_take_some_away() -> None:
+    model = empty(*Modality)
+    found = resolve_targets(model, [TargetSet.attention], matching=[MIDDLE], excluded=[r".*\.o_proj"])
+    expected = [
+        path
+        for path in resolve_targets(model, [TargetSet.all_linear])
+        if not path.endswith("o_proj") and (".mlp." not in path or ".layers.3." in path or ".layers.4." in path)
+    ]
+    assert found == expected
+    assert resolve_targets(model, [], matching=[MIDDLE]) == [path for path in expected if ".mlp." in path]
+
+
+def test_what_was_asked_for_is_told_with_what_it_matches() -> None:
+    found = matches(empty(), [TargetSet.ffn], [MIDDLE])
+    assert {what: len(names) for what, names in found.items()} == {"ffn": 3 * LAYERS, MIDDLE: 6}
+    assert found[MIDDLE][0] == "model.language_model.layers.3.mlp.gate_proj"
+
+
+def test_expressions_match_what_a_low_rank_can_change_and_nothing_else() -> None:
+    model = empty(*Modality)
+    everything = resolve_targets(model, [], matching=[".*"])
+    assert set(everything) >= set(resolve_targets(model, list(TargetSet)))
+    assert not [name for name in everything if name.endswith(("_coefs", "embed_tokens", "embed_tokens_per_layer"))]
+    kinds = {type(model.get_submodule(name)).__name__ for name in everything}
+    assert kinds == {"Linear", "NarrowLinear", "Conv2d", "SameConv"}
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        (
+            {"matching": ["up_proj"]},
+            r"targets_matching: 'up_proj' matches none of the \d+ modules .*begin it with '\.\*'",
+        ),
+        ({"matching": [MIDDLE, r".*embed_tokens"]}, r"targets_matching: '\.\*embed_tokens' matches none"),
+        ({"matching": [MIDDLE], "excluded": [r".*q_proj"]}, r"exclude_matching: '\.\*q_proj' matches none of the 6"),
+        ({"matching": [MIDDLE], "excluded": [MIDDLE]}, "takes the last module"),
+    ],
+)
+def test_an_expression_without_effect_is_an_error(how: dict[str, list[str]], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        resolve_targets(empty(), [], **how)
+
+
+def test_a_pattern_of_ranks_for_no_adapted_module_is_an_error() -> None:
+    paths = resolve_targets(empty(), [TargetSet.ffn])
+    check_patterns(paths, {"rank_pattern": {"up_proj": 2, r"layers\.1\..*": 3}})
+    with pytest.raises(ConfigError, match=r"adapter.alpha_pattern: 'q_proj' matches none of the 27 adapted modules"):
+        check_patterns(paths, {"rank_pattern": {"up_proj": 2}, "alpha_pattern": {"q_proj": 3}})
