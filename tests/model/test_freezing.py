@@ -39,3 +39,25 @@ def test_a_part_that_the_model_does_not_have_is_refused() -> None:
 def test_freezing_everything_is_refused() -> None:
     with pytest.raises(ConfigError, match="every part of the model is frozen"):
         freeze(tiny_model(tiny_multimodal_config()), list(Part))
+
+
+def test_parameters_are_frozen_by_expressions_beside_parts() -> None:
+    model = tiny_model(tiny_multimodal_config())
+    freeze(model, [Part.audio], [r".*\.layers\.[01]\..*", r".*embed_tokens.*"])
+    for name, parameter in model.named_parameters():
+        is_frozen = name.startswith("model.audio_tower.") or "embed_tokens" in name
+        is_frozen |= ".layers.0." in name or ".layers.1." in name
+        assert parameter.requires_grad is not is_frozen, name
+
+
+@pytest.mark.parametrize(
+    ("expression", "told"),
+    [
+        ("embed_tokens", r"'embed_tokens' matches none of the \d+ parameters, such as 'model\."),
+        ("(", "is no regular expression"),
+        (".*", "every part of the model is frozen"),
+    ],
+)
+def test_an_expression_that_cannot_be_meant_is_refused(expression: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        freeze(tiny_model(tiny_config()), [], [expression])
