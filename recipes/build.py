@@ -16,6 +16,7 @@ from model.checkpoint.load import load
 from model.config import ModelConfig, TextConfig
 from model.errors import ConfigError, InputError
 from model.gemma3n import Gemma3n
+from model.layers.embedding import TablePlacement
 from model.processor.audio import LongAudio
 from model.processor.processor import Processor
 from model.tower_config import Modality
@@ -63,13 +64,21 @@ def without_idle_towers(
     return config.only(wanted)
 
 
-def build_model(config: ModelConfig, checkpoint: Path | None, *, dtype: torch.dtype, seed: int) -> Gemma3n:
+def build_model(
+    config: ModelConfig,
+    checkpoint: Path | None,
+    *,
+    dtype: torch.dtype,
+    seed: int,
+    per_layer_table: TablePlacement = TablePlacement.device,
+) -> Gemma3n:
     """The model: with the checkpoint's weights, or with weights drawn from ``seed`` if there is none.
 
-    Towers that ``config`` does not have are left on disk.
+    Towers that ``config`` does not have are left on disk. Only a checkpoint's table can be left off the device.
     """
     if checkpoint is not None:
-        return load(checkpoint, dtype=dtype, modalities=config.modalities)
+        return load(checkpoint, dtype=dtype, modalities=config.modalities, per_layer_table=per_layer_table)
+    assert per_layer_table is TablePlacement.device
     gemma = Gemma3n.build(config, dtype=dtype)
     gemma.initialize(seed)
     return gemma

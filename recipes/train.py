@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from model.adapter.lora import PeftModel, attach
+from model.adapter.lora import PeftModel, attach, describe_targets
 from model.freezing import freeze
 from model.gemma3n import Gemma3n
 from recipes.build import build_cache, build_model
@@ -54,6 +54,10 @@ def run(recipe: TrainRecipe) -> None:
         for modality in prepared.idle:
             print(f"warning: {idle_training(recipe, modality)}", file=sys.stderr)
     sinks = open_sinks(prepared.trainer, directory, console=Console(stderr=True), settings=described)
+    if accelerator.is_main_process and recipe.adapter is not None:
+        print(
+            "\n".join(describe_targets(Gemma3n.build(prepared.config, device="meta"), recipe.adapter)), file=sys.stderr
+        )
     with closed_on_failure(sinks):
         gemma, model, weights = build_trained(recipe, prepared)
         if source is not None:
@@ -84,7 +88,7 @@ def run(recipe: TrainRecipe) -> None:
         run=directory,
         sinks=sinks,
         towers=SharedTowers(gemma, cache),
-        workers=recipe.data.workers if prepared.has_media else 0,
+        workers=recipe.data.workers if prepared.has_media or gemma.per_layer_table is not None else 0,
         save_first=source is not None,
     )
     state = trainer.fit()
@@ -117,11 +121,14 @@ def why_ended(ending: Ending | None, state: TrainState, config: TrainerConfig) -
 def build_trained(recipe: TrainRecipe, prepared: Prepared) -> tuple[Gemma3n, Gemma3n | PeftModel, Weights]:
     """The model, the same with what is trained in it, and how that gets to disk and back."""
     precision, seed = recipe.trainer.precision, recipe.trainer.seed
-    gemma = build_model(prepared.loaded, prepared.checkpoint, dtype=precision.dtype, seed=seed)
+    gemma = build_model(
+        prepared.loaded, prepared.checkpoint, dtype=precision.dtype, seed=seed,
+        per_layer_table=recipe.trainer.per_layer_table,
+    )  # fmt: skip
     gemma.recompute = recipe.trainer.recompute
     gemma.attention = recipe.trainer.attention
     if recipe.adapter is None:
-        freeze(gemma, recipe.freeze)
+        freeze(gemma, recipe.freeze, recipe.freeze_matching)
         return gemma, gemma, model_weights(gemma, extras=prepared.processor.write)
     adapted = attach(gemma, recipe.adapter)
     return gemma, adapted, adapter_weights(adapted)

@@ -9,14 +9,16 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from model.adapter.lora import attach
-from model.adapter.targets import DECODER, resolve_targets
+from model.adapter.lora import targets_of
+from model.adapter.targets import DECODER
 from model.checkpoint.checking import check_tensors
-from model.checkpoint.names import modality_of
+from model.checkpoint.names import PER_LAYER_TABLE, modality_of
 from model.checkpoint.reader import Checkpoint
 from model.config import ModelConfig
 from model.errors import ConfigError
 from model.freezing import freeze
 from model.gemma3n import Gemma3n
+from model.layers.embedding import TablePlacement
 from model.processor.processor import Processor
 from model.slicing.spec import SliceSpec
 from model.tower_config import Modality
@@ -69,6 +71,7 @@ def prepare(recipe: TrainRecipe) -> Prepared:
     if checkpoint is not None:
         check_tensors(Checkpoint.open(checkpoint), config.modalities)
     trained = trained_names(recipe, config)
+    refuse_trained_table(recipe, trained)
     trains_media = not all(name.startswith(DECODER) for name in trained)
     train, validation = read_data(recipe.data, processor, seed=recipe.trainer.seed)
     refuse_watching_nothing(recipe.trainer, validation, evaluated)
@@ -125,14 +128,14 @@ def trained_names(recipe: TrainRecipe, config: ModelConfig) -> list[str]:
     """
     empty = Gemma3n.build(config, device="meta")
     if recipe.adapter is not None:
-        if recipe.freeze:
+        if recipe.freeze or recipe.freeze_matching:
             raise ConfigError(
                 "freeze: an adapter's base is frozen anyway; leave freeze out, and choose with adapter.targets where"
                 " the adapter sits"
             )
-        trained = resolve_targets(empty, recipe.adapter.targets)
+        trained = targets_of(empty, recipe.adapter)
     else:
-        freeze(empty, recipe.freeze)
+        freeze(empty, recipe.freeze, recipe.freeze_matching)
         trained = [name for name, parameter in empty.named_parameters() if parameter.requires_grad]
     if recipe.adapter is None:
         refuse_unusable(empty, recipe.optim)
@@ -146,6 +149,24 @@ def trained_names(recipe: TrainRecipe, config: ModelConfig) -> list[str]:
             " adapter without them)"
         )
     return trained
+
+
+def refuse_trained_table(recipe: TrainRecipe, trained: Sequence[str]) -> None:
+    """Raise ConfigError if the per-layer table shall not be on the device, but is trained, or is in no checkpoint."""
+    wish = recipe.trainer.per_layer_table
+    if wish is TablePlacement.device:
+        return
+    if recipe.checkpoint is None:
+        raise ConfigError(
+            f"trainer.per_layer_table is {wish}, but the model is drawn anew, its table too; give checkpoint=, or set"
+            " trainer.per_layer_table=device"
+        )
+    module = PER_LAYER_TABLE.removesuffix(".weight")
+    if found := [name for name in trained if name in (module, PER_LAYER_TABLE)]:
+        raise ConfigError(
+            f"trainer.per_layer_table is {wish}, but '{found[0]}' is trained, and a table that is not on the device"
+            " cannot be; set trainer.per_layer_table=device, or train an adapter without it, or freeze=[text]"
+        )
 
 
 def refuse_idle_training(recipe: TrainRecipe, trained: Sequence[str], found: TokenRows) -> list[Modality]:

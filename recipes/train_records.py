@@ -32,6 +32,7 @@ def identity(recipe: TrainRecipe, prepared: Prepared) -> dict[str, Any]:
     return {
         **shape_of(prepared.config),
         "freeze": sorted(recipe.freeze),
+        "freeze_matching": sorted(recipe.freeze_matching),
         "base": start_weights,
         "adapter": None if recipe.adapter is None else dataclasses.asdict(recipe.adapter),
         "specs": [dataclasses.asdict(spec) for spec in prepared.sampler.levels],
@@ -57,6 +58,7 @@ def start_record(prepared: Prepared, gemma: Gemma3n, model: nn.Module, *, step: 
     parameters = list(model.parameters())
     parts = {part: [p for module in modules_of(gemma, part) for p in module.parameters()] for part in Part}
     validation = prepared.validation or TokenRows([], [], 0)
+    table = gemma.per_layer_table
     return {
         "kind": "start",
         "step": step,
@@ -67,7 +69,7 @@ def start_record(prepared: Prepared, gemma: Gemma3n, model: nn.Module, *, step: 
         "attention": gemma.attention.used,
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         **{f"trainable_parameters/{part}": sum(p.numel() for p in parts[part] if p.requires_grad) for part in Part},
-        "total_parameters": sum(p.numel() for p in parameters),
+        "total_parameters": sum(p.numel() for p in parameters) + (table.num_entries if table is not None else 0),
         "modalities": list(gemma.config.modalities),  # what is loaded
         "specs": [spec.name for spec in prepared.sampler.levels],
     }

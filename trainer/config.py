@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from model.errors import ConfigError
+from model.layers.embedding import TablePlacement
 from model.layers.kernel import AttentionKernel
 from model.recompute import RecomputeConfig
 from trainer.average import AverageConfig
@@ -51,6 +52,7 @@ class WandbMode(StrEnum):
 # are told by the steps that they come to.
 FREE_TO_CHANGE = frozenset({
     "attention", "output", "epochs", "max_minutes", "gradient_accumulation", "device", "threads", "recompute",
+    "per_layer_table",
     "log_every", "eval_every", "eval_batch_size", "monitor", "early_stopping", "save_every", "keep_checkpoints",
     "keep_best", "resume", "wandb", "wandb_project",
 })  # fmt: skip
@@ -80,6 +82,7 @@ class TrainerConfig:
     attention: AttentionKernel = AttentionKernel.auto  # what computes it: auto, dense, documents, flex
     threads: int | None = None  # processor threads of torch; null = its own choice
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)  # activations not kept but made again
+    per_layer_table: TablePlacement = TablePlacement.device  # or host, mmap: rows come as needed; not trained then
     log_every: int = 10  # steps
     eval_every: int | None = None  # steps; null = only after the last step
     eval_batch_size: int | None = None  # examples; null = batch_size

@@ -15,14 +15,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from model.adapter.lora import PeftModel
+from model.adapter.lora import PeftModel, base_of
 from model.gemma3n import Gemma3n
 from model.slicing.spec import SliceSpec
 from trainer.average import Average
 from trainer.checkpoint import Run
 from trainer.config import TrainerConfig
 from trainer.curve import CURVE_FILE, draw_loss_curve
-from trainer.data.ahead import Ahead
+from trainer.data.ahead import Ahead, with_table_rows
 from trainer.data.batch import Batch
 from trainer.data.loader import Loader
 from trainer.data.supervise import TokenRow
@@ -82,10 +82,10 @@ class Trainer:
     reach: Reach = field(init=False)
 
     def __post_init__(self) -> None:
-        process = self.accelerator.process_index
+        process, table = self.accelerator.process_index, base_of(self.model).per_layer_table
         self.batches = Ahead(
-            lambda position: self.loader.batch(position, process=process), stride=self.rows_per_micro_batch,
-            end=self.config.num_steps * self.rows_per_step, workers=self.workers,
+            lambda position: with_table_rows(self.loader.batch(position, process=process), table),
+            stride=self.rows_per_micro_batch, end=self.config.num_steps * self.rows_per_step, workers=self.workers,
         )  # fmt: skip
 
     def fit(self) -> TrainState:

@@ -103,6 +103,12 @@ class HostTable(nn.Module):
         self.scale = scale
         self.pinned = pinned
 
+    @property
+    def num_entries(self) -> int:
+        """What would be counted as parameters, were it one."""
+        rows, columns = self.source.shape
+        return rows * columns
+
     def gather(self, ids: Int[Tensor, "batch seq"]) -> TableRows:
         """The rows of these ids, on the CPU; ids beyond the table read row 0."""
         rows, columns = self.source.shape

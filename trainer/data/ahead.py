@@ -6,11 +6,23 @@ Who asks always gets what ``make`` gives for that number, error included; the th
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+from model.layers.embedding import HostTable
+from trainer.data.batch import Batch
+
 T = TypeVar("T")
+
+
+def with_table_rows(batch: Batch, table: HostTable | None) -> Batch:
+    """A batch with the rows of the per-layer table that its tokens need, where the table is not on the device."""
+    if table is None:
+        return batch
+    inputs = dataclasses.replace(batch.inputs, per_layer_rows=table.gather(batch.inputs.ids))
+    return dataclasses.replace(batch, inputs=inputs)
 
 
 class Ahead(Generic[T]):
