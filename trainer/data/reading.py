@@ -55,7 +55,7 @@ def read_lines(path: Path) -> Iterator[Row | Fault]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield parsed(line, f"{path}:{number}")
+                yield parsed(line.rstrip(b"\r\n"), f"{path}:{number}")
 
 
 def parsed(line: bytes, where: str) -> Row | Fault:
