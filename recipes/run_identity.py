@@ -14,9 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from model.adapter.lora import AdapterConfig, attach
+from model.adapter.config import AdapterConfig
+from model.adapter.lora import attach
 from model.adapter.targets import TargetSet, pattern_of
 from model.config import ModelConfig, TextConfig
+from model.errors import SliceError
 from model.freezing import Part, freeze, modules_of
 from model.gemma3n import Gemma3n
 from model.slicing.spec import SliceSpec
@@ -49,7 +51,7 @@ def trained_shapes(identity: Identity, config: ModelConfig) -> dict[str, tuple[i
     """Name and shape of what a run trains of a model of this config, in the order that its optimizer has them."""
     empty, adapter = Gemma3n.build(config, device="meta"), adapter_of(identity)
     if adapter is None:
-        freeze(empty, map(Part, identity["freeze"]))
+        freeze(empty, map(Part, identity["freeze"]), identity.get("freeze_matching", ()))
     model = empty if adapter is None else attach(empty, adapter)
     return {name: tuple(own.shape) for name, own in model.named_parameters() if own.requires_grad}
 
@@ -61,7 +63,11 @@ def sliced_identity(identity: Identity, small: ModelConfig, spec: SliceSpec) -> 
         identity: The run's.
         small: The config of the sub-model.
         spec: The part of the run's model that it is.
+
+    Raises:
+        SliceError: What the run trains is chosen by names, which are others in the sub-model, or cannot be cut.
     """
+    refuse_names(identity)
     empty = Gemma3n.build(small, device="meta")
     changed = {**identity, **shape_of(small), **sliced_sizes(identity, small.text, spec)}
     changed["freeze"] = [part for part in identity["freeze"] if modules_of(empty, Part(part))]
@@ -70,6 +76,19 @@ def sliced_identity(identity: Identity, small: ModelConfig, spec: SliceSpec) -> 
         targets = [one.value for one in adapter.targets if any(map(pattern_of(one).fullmatch, names))]
         changed["adapter"] = identity["adapter"] | {"targets": targets}
     return changed
+
+
+def refuse_names(identity: Identity) -> None:
+    """Raise SliceError for a run of which a part cannot go on as it is: it may be merged, and the model sliced."""
+    adapter = adapter_of(identity)
+    keys = ("targets_matching", "exclude_matching", "rank_pattern", "alpha_pattern")
+    named = [f"adapter.{key}" for key in keys if adapter is not None and getattr(adapter, key)]
+    named += ["freeze_matching"] if identity.get("freeze_matching") else []
+    way = "merge the adapter, or take the weights, and slice the model by itself"
+    if named:
+        raise SliceError(f"the run has {named[0]}, whose expressions mean other modules in a sub-model; {way}")
+    if adapter is not None and adapter.dora:
+        raise SliceError(f"the run has adapter.dora, whose magnitudes cannot be cut with a weight; {way}")
 
 
 def sliced_sizes(identity: Identity, small: TextConfig, spec: SliceSpec) -> dict[str, Any]:

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from model.adapter.lora import attach
-from model.adapter.lora import targets_of
+from model.adapter.lora import attach, targets_of
 from model.adapter.targets import DECODER
 from model.checkpoint.checking import check_tensors
 from model.checkpoint.names import PER_LAYER_TABLE, modality_of

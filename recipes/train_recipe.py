@@ -44,6 +44,7 @@ class TrainRecipe:
     tokenizer: Path | None = None  # directory, processor files included; null takes the checkpoint's
     modalities: list[Modality] | None = None  # towers to load, beside text; null = all there are
     freeze: list[Part] = field(default_factory=list)  # left untrained: text, vision, audio, embedders; adapter=none
+    freeze_matching: list[str] = field(default_factory=list)  # the same by expressions for full parameter names
     resume: Path | None = None  # directory of a run to go on with; all else is as there, but for what may change
     fork: bool = False  # with resume: begin a new run, in another trainer.output, from that run's newest weights
 

@@ -88,11 +88,6 @@ class AdapterConfig:
         """Whether the start is made for linear maps alone, not for convolutions."""
         return self.takes_away or self.init == ORTHOGONAL
 
-    @property
-    def names_modules(self) -> bool:
-        """Whether modules are named one by one, and not by sets alone."""
-        return any((self.targets_matching, self.exclude_matching, self.rank_pattern, self.alpha_pattern))
-
 
 def check_expression(where: str, expression: str) -> None:
     """Raise ConfigError for what is no regular expression."""

@@ -22,7 +22,7 @@ from model.adapter.hiding import hidden
 from model.adapter.layers import NarrowLoraLinear, ScaledLoraEmbedding
 from model.adapter.naming import travelling_names
 from model.adapter.start import begin, double, starts, take_starts, with_starts
-from model.adapter.targets import UNCALLED, check_patterns, resolve_targets
+from model.adapter.targets import UNCALLED, check_patterns, matches, resolve_targets
 from model.checkpoint.checking import misfit
 from model.checkpoint.directory import whole_directory
 from model.checkpoint.format import METADATA
@@ -104,6 +104,13 @@ def targets_of(model: nn.Module, config: AdapterConfig) -> list[str]:
     patterns = {"rank_pattern": config.rank_pattern, "alpha_pattern": config.alpha_pattern}
     check_patterns(targets, patterns)
     return targets
+
+
+def describe_targets(model: nn.Module, config: AdapterConfig) -> list[str]:
+    """Where an adapter would sit, line by line: each set and expression with its number of modules and one of them."""
+    found = matches(model, config.targets, config.targets_matching)
+    lines = [f"  {what}: {len(names)} modules, such as {names[0]}" for what, names in found.items()]
+    return [f"adapter: {len(targets_of(model, config))} modules", *lines]
 
 
 def load_adapter(model: Gemma3n, directory: Path | str, *, trainable: bool = False) -> PeftModel:
