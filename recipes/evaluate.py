@@ -53,7 +53,7 @@ class EvaluateRecipe:
     """Measure sub-models of one checkpoint on held-out conversations; the model is loaded once."""
 
     checkpoint: str  # directory or hub name of published weights
-    files: list[str]  # JSON Lines of conversations
+    files: list[str]  # files of rows (jsonl, json, parquet, csv, tsv, arrow, txt), directories, hub names
     sizes: dict[str, SliceConfig]
     adapter_path: Path | None = None  # directory of a trained adapter
     output: Path | None = None  # new file for the rows, as JSON Lines
@@ -69,7 +69,7 @@ class EvaluateRecipe:
 
     def __post_init__(self) -> None:
         if not self.files:
-            raise ConfigError("files is empty; name at least one JSON Lines file of conversations")
+            raise ConfigError("files is empty; name at least one JSON Lines file of conversations, or another source")
         for key, least in {"max_examples": 1, "batch_size": 1, "max_length_tokens": 2, "workers": 0}.items():
             value = getattr(self, key)
             if value is not None and value < least:

@@ -24,7 +24,7 @@ from model.processor.media import Picture, Recording
 from model.processor.processor import Processor
 from model.processor.tokenizer import Tokenizer
 from trainer.data.config import LongRows, OnBadRow, SuperviseConfig
-from trainer.data.example import Example
+from trainer.data.example import UNMARKED, Example
 from trainer.data.faults import MEND, Fault, in_lines, raise_faults
 from trainer.data.marks import Range, learnt_ranges
 
@@ -51,6 +51,14 @@ class TokenRow:
     def media(self) -> tuple[Picture | Recording, ...]:
         """Everything that has to be decoded."""
         return (*self.pictures, *self.recordings)
+
+
+@dataclass(frozen=True, eq=False)
+class PreferenceRow:
+    """A conversation that ends with the answer that was preferred, and one that ends with the other."""
+
+    chosen: TokenRow
+    rejected: TokenRow
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +121,10 @@ class Maker:
             self.faults.append(example)
             return []
         try:
-            row = row_of(example, self.processor, self.media_ids, supervise=self.limits.supervise)
+            if example.rejected is None:
+                row = row_of(example, self.processor, self.media_ids, supervise=self.limits.supervise)
+            else:  # both are looked at, though one is learnt
+                row = pair_of(example, self.processor, self.media_ids, supervise=self.limits.supervise).chosen
         except InputError as error:
             self.faults.append(Fault(example.where, f"{example.field}: {error}"))
             return []
@@ -232,6 +243,25 @@ def row_of(
             else "found no token that is learnt; expected at least one (by data.supervise, or the row's own marks)"
         )
     return row
+
+
+def pair_of(
+    example: Example, processor: Processor, media_ids: Int[Tensor, " ids"], *, supervise: SuperviseConfig = USUAL
+) -> PreferenceRow:
+    """Both conversations of a pair as tokens, of each the answer marked.
+
+    Raises:
+        InputError: As ``row_of``, of one of them.
+    """
+    assert example.rejected is not None, "the example is a pair"
+    chosen = row_of(example, processor, media_ids, supervise=supervise)
+    asked = tuple(mark for mark in example.marks if mark.train is False)
+    marks = (*asked, *[UNMARKED] * (len(example.rejected) - len(asked)))
+    other = dataclasses.replace(example, messages=example.rejected, marks=marks, rejected=None)
+    try:
+        return PreferenceRow(chosen, row_of(other, processor, media_ids, supervise=supervise))
+    except InputError as error:
+        raise InputError(f"rejected: {error}") from None
 
 
 def ids_of_media(config: ModelConfig) -> Int[Tensor, " ids"]:

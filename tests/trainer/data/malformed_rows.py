@@ -268,6 +268,11 @@ ROWS: list[tuple[str, Any, str]] = [  # format of the good row before it, the ba
     ),
     (
         "preference",
+        PAIR | {"rejected": "b<end_of_turn>"},
+        "prompt: rejected: conversation: message 1 (assistant) contains '<end_of_turn>'; take it out",
+    ),
+    (
+        "preference",
         {"prompt": "a", "chosen": TURNS[:1], "rejected": "b"},
         "chosen: found a last turn by 'user'; expected the assistant's, it is the answer",
     ),

@@ -28,7 +28,7 @@ from trainer.data.dataset import identity_of, read_rows
 from trainer.data.example import Example
 from trainer.data.faults import Fault
 from trainer.data.sources import Source, fingerprint
-from trainer.data.supervise import TokenRow, row_of, tokenize
+from trainer.data.supervise import TokenRow, pair_of, tokenize
 from trainer.data.supervise import ids_of_media as media_ids_of
 
 PROCESSOR = tiny_media_processor()
@@ -266,9 +266,10 @@ def test_the_rejected_answer_of_a_pair_is_a_row_of_its_own(tmp_path: Path) -> No
     (pair,) = Source(str(path)).examples(preference=OnPreference.chosen)
     assert isinstance(pair, Example)
     assert pair.rejected is not None
-    row = row_of(Example(pair.rejected, pair.where), PROCESSOR, media_ids_of(PROCESSOR.config))
-    expected = rows_of(str(write_jsonl(tmp_path / "b.jsonl", [{"prompt": "say a", "completion": "a b"}])))
-    assert same([row], expected)
+    both = pair_of(pair, PROCESSOR, media_ids_of(PROCESSOR.config))
+    for row, answer in ((both.chosen, "an a"), (both.rejected, "a b")):
+        by_hand = {"prompt": "say a", "completion": answer}
+        assert same([row], rows_of(str(write_jsonl(tmp_path / "b.jsonl", [by_hand]))))
 
 
 def test_the_fingerprint_is_one_of_content_in_every_kind_of_source(tmp_path: Path) -> None:
