@@ -30,7 +30,7 @@ class AdapterConfig:
     rank: int = 16
     alpha: int = 32
     # Other ranks and alphas for some modules: an expression for the end of a path, and the value; the first that
-    # matches counts. Example: {'self_attn\.q_proj': 8}.
+    # matches counts. On the command line: '+adapter.rank_pattern={q_proj:8}'.
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, int] = field(default_factory=dict)
     dropout: float = 0.0  # share of an adapted module's inputs that its adapter does not see in a step
@@ -77,6 +77,11 @@ class AdapterConfig:
     def ranks(self) -> tuple[int, ...]:
         """The rank and all others that some modules have."""
         return (self.rank, *self.rank_pattern.values())
+
+    def rank_of(self, path: str) -> int:
+        """The rank of the adapter of one module, by its full path."""
+        ranks = (rank for expression, rank in self.rank_pattern.items() if re.match(rf"(.*\.)?({expression})$", path))
+        return next(ranks, self.rank)
 
     @property
     def takes_away(self) -> bool:

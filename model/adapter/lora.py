@@ -21,7 +21,7 @@ from model.adapter.config import AdapterConfig
 from model.adapter.hiding import hidden
 from model.adapter.layers import NarrowLoraLinear, ScaledLoraEmbedding
 from model.adapter.naming import travelling_names
-from model.adapter.start import begin, double, starts, take_starts, with_starts
+from model.adapter.start import begin, check_starts, double, starts, take_starts, with_starts
 from model.adapter.targets import UNCALLED, check_patterns, matches, resolve_targets
 from model.checkpoint.checking import misfit
 from model.checkpoint.directory import whole_directory
@@ -68,7 +68,7 @@ def attach(model: Gemma3n, config: AdapterConfig) -> PeftModel:
 
     The result is called like the model, ``spec`` included. Factors are float32 whatever the model's dtype.
     The update is zero at first. ``model`` itself is changed: its layers are wrapped in place, their weights as they
-    are. What cannot be begun as it is asked for is refused when the layers are wrapped already: build the model anew.
+    are.
 
     Raises:
         ConfigError: A target set or an expression matches nothing, or a module cannot begin as asked for.
@@ -96,13 +96,14 @@ def targets_of(model: nn.Module, config: AdapterConfig) -> list[str]:
     """Full paths of the modules of ``model`` that an adapter would sit on, in the model's order.
 
     Raises:
-        ConfigError: Something that chooses modules matches none.
+        ConfigError: Something that chooses modules matches none, or one of them cannot begin as asked for.
     """
     targets = resolve_targets(
         model, config.targets, matching=config.targets_matching, excluded=config.exclude_matching
     )  # fmt: skip
     patterns = {"rank_pattern": config.rank_pattern, "alpha_pattern": config.alpha_pattern}
     check_patterns(targets, patterns)
+    check_starts(model, targets, config)
     return targets
 
 

@@ -9,7 +9,7 @@ of twice the rank, ``B @ A - B0 @ A0``: it fits the published base exactly.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -25,14 +25,9 @@ DOWN, UP = ".lora_A.weight", ".lora_B.weight"  # of the names that PEFT saves fa
 
 @torch.no_grad()
 def begin(adapted: nn.Module, config: AdapterConfig, adapter: str) -> None:
-    """Set the factors to what they are to begin as, and the magnitudes of DoRA to what changes nothing.
-
-    Raises:
-        ConfigError: A module is a convolution, or too small for the rank, and the start cannot be made for it.
-    """
-    for name, layer in lora_layers(adapted):
+    """Set the factors to what they are to begin as, and the magnitudes of DoRA to what changes nothing."""
+    for _, layer in lora_layers(adapted):
         if config.needs_matrices:
-            check_matrix(name, layer, config, layer.r[adapter])
             with base_in_float32(layer) as weight:
                 if weight.device.type == "meta":
                     keep_start(layer, adapter, config)  # shapes alone are asked for
@@ -55,18 +50,22 @@ def lora_layers(adapted: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-def check_matrix(name: str, layer: Any, config: AdapterConfig, rank: int) -> None:
-    """Raise ConfigError for what has no matrix to begin with, or one of a lower rank than the adapter."""
-    if not isinstance(layer, NarrowLoraLinear):
-        raise ConfigError(
-            f"adapter.init is '{config.init}', which is made for linear maps, but '{name}' is a"
-            f" {type(layer.get_base_layer()).__name__}; leave it out of the targets, or choose default or gaussian"
-        )
-    if config.takes_away and rank > (most := min(cast(nn.Linear, layer.get_base_layer()).weight.shape)):
-        raise ConfigError(
-            f"adapter.init is '{config.init}', which takes {rank} parts of the weight of '{name}', but it has only"
-            f" {most}; give adapter.rank={most} or less, or a rank_pattern for this module"
-        )
+def check_starts(model: nn.Module, targets: Iterable[str], config: AdapterConfig) -> None:
+    """Raise ConfigError for a module that cannot begin as asked for: no matrix, or one of a lower rank."""
+    if not config.needs_matrices:
+        return
+    for name in targets:
+        module = model.get_submodule(name)
+        if not isinstance(module, nn.Linear):
+            raise ConfigError(
+                f"adapter.init is '{config.init}', which is made for linear maps, but '{name}' is a"
+                f" {type(module).__name__}; leave it out of the targets, or choose default or gaussian"
+            )
+        if config.takes_away and config.rank_of(name) > (most := min(module.weight.shape)):
+            raise ConfigError(
+                f"adapter.init is '{config.init}', which takes {config.rank_of(name)} parts of the weight of '{name}',"
+                f" but it has only {most}; give adapter.rank={most} or less, or a rank_pattern for this module"
+            )
 
 
 @contextmanager
