@@ -16,6 +16,7 @@ import fcntl
 import json
 import pickle
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -196,7 +197,10 @@ def read_run(run: Path) -> StoredRun:
         raise CheckpointError(
             f"run: '{run}' has no checkpoint, so there is nothing to slice; train as far as one (trainer.save_every)"
         )
-    newest = checkpoint_at(run, newest_whole(run)[0])
+    step, damaged = newest_whole(run)
+    for other, damage in damaged.items():
+        print(f"warning: {checkpoint_at(run, other)} is damaged ({damage}); slicing step {step}", file=sys.stderr)
+    newest = checkpoint_at(run, step)
     stored = StoredRun(run, newest, identity, written.get("told", {}))
     if identity["trainer"].get("average") is not None:
         raise ConfigError(

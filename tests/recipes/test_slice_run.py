@@ -40,6 +40,7 @@ from trainer.checkpoint import lock
 from trainer.data.collate import Collator
 from trainer.data.config import LongRows
 from trainer.data.loader import Loader
+from trainer.manifest import write_manifest
 from trainer.optim import OptimConfig, build_optimizer
 from trainer.schedule import Schedule, ScheduleConfig
 from trainer.sinks import METRICS_FILE, read_records
@@ -254,6 +255,7 @@ def of_another_maker(run: Path, base: Path) -> list[str]:
 def at_its_end(run: Path, base: Path) -> list[str]:
     state = run / "checkpoints" / "step_000002" / "state.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {"step": 4}))
+    write_manifest(state.parent)
     return []
 
 
@@ -265,6 +267,7 @@ def with_a_cut_optimizer(run: Path, base: Path) -> list[str]:
 
 def with_another_optimizer(run: Path, base: Path) -> list[str]:
     torch.save(torch.optim.AdamW(tiny_model().parameters()).state_dict(), run / "checkpoints/step_000002/optimizer.pt")
+    write_manifest(run / "checkpoints/step_000002")
     return []
 
 
@@ -297,7 +300,7 @@ WRONG: dict[str, tuple[Break, str]] = {
     "no run": (without_identity, "is not the directory of a run (no run.json)"),
     "another maker's run": (of_another_maker, "run.json: not written by matslice train"),
     "a finished run": (at_its_end, "is at its end (4 steps), so nothing would go on; slice what it trained"),
-    "a damaged optimizer": (with_a_cut_optimizer, "optimizer.pt: not the state of an optimizer"),
+    "a damaged optimizer": (with_a_cut_optimizer, "step_000002: optimizer.pt has 2000 bytes, not "),
     "an optimizer of something else": (with_another_optimizer, "but the model trains"),
     "rows that need the tower": (
         lambda *_: ["modalities=[text]"],

@@ -125,7 +125,7 @@ COMMANDS: dict[str, tuple[Words, str]] = {
         trained("elastic=sample", "+elastic.probabilities.big=1"), "give each of them a weight, or none",
     ),
     "run that is there": (
-        lambda at: trained(f"trainer.output={at.room / 'run'}")(at), "set trainer.resume=true to go on with it",
+        lambda at: trained(f"trainer.output={at.room / 'run'}")(at), "go on with it by 'matslice train resume=",
     ),
     "target that is there": (lambda at: sliced(f"output={at.full()}")(at), "already there; choose another name"),
     "merge without adapter": (sliced("merge=true"), "merge=true needs an adapter to merge; give adapter_path="),
