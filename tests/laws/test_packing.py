@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model.gemma3n import Gemma3n
-from model.inputs import Inputs
+from model.inputs import Images, Inputs
 from model.layers.kernel import WINDOWS_IN_ONE, AttentionKernel
 from model.recompute import RecomputeConfig
 from model.slicing.spec import SliceSpec
 from tests.laws.drawn import specs
-from tests.tiny import TINY_TEXT, tiny_config, tiny_model, tiny_multimodal_config
+from tests.tiny import TINY_TEXT, TINY_VISION, tiny_config, tiny_model, tiny_multimodal_config
 from tests.trainer.parts import SLICES, mixed, rows, spelling, tiny_media_processor
 from trainer.data.batch import IGNORED, Batch
 from trainer.data.collate import Collator
@@ -148,16 +148,15 @@ def test_another_picture_changes_no_loss_of_another_document() -> None:
     model = tiny_model(tiny_multimodal_config())
     batch = COLLATOR.of_packs(packed_order(media_rows(), 150))
     before, counted = losses(model, batch), batch.labels != IGNORED
-    inputs = batch.inputs
-    assert inputs.images is not None
-    assert inputs.documents is not None
-    pixels = inputs.images.pixels.clone()  # pyright: ignore[reportAttributeAccessIssue]: not soft tokens yet
+    inputs, documents = batch.inputs, batch.inputs.documents
+    assert isinstance(inputs.images, Images)
+    assert documents is not None
+    pixels = inputs.images.pixels.clone()
     pixels[0] = 1 - pixels[0]
-    after = losses(model, dataclasses.replace(
-        batch, inputs=dataclasses.replace(inputs, images=type(inputs.images)(pixels=pixels))
-    ))  # fmt: skip
-    row, place = (inputs.ids == 81).nonzero()[0].tolist()  # the first placeholder of a picture
-    its = inputs.documents == inputs.documents[row, place]
+    changed = dataclasses.replace(inputs, images=Images(pixels=pixels))
+    after = losses(model, dataclasses.replace(batch, inputs=changed))
+    row, place = (inputs.ids == TINY_VISION.tokens.placeholder_id).nonzero()[0].tolist()
+    its = documents == documents[row, place]
     its[torch.arange(len(its)) != row] = False
     others = ~its[counted]
     assert torch.equal(before[others], after[others])
@@ -167,22 +166,18 @@ def test_another_picture_changes_no_loss_of_another_document() -> None:
 def test_what_padding_holds_and_how_much_there_is_changes_nothing() -> None:
     model = tiny_model()
     batch = COLLATOR.of_packs(packed_order(drawn_rows(), 60))
-    inputs, before = batch.inputs, losses(model, batch)
+    inputs, documents, before = batch.inputs, batch.inputs.documents, losses(model, batch)
+    assert documents is not None
     assert not bool(inputs.mask.all())
-    assert torch.equal(
-        losses(
-            model, dataclasses.replace(batch, inputs=dataclasses.replace(inputs, ids=inputs.ids.where(inputs.mask, 7)))
-        ),
-        before,
-    )
-    wider = Batch(
-        Inputs(
-            ids=F.pad(inputs.ids, (0, 13)), mask=F.pad(inputs.mask, (0, 13)),
-            documents=torch.cat((inputs.documents, inputs.documents[:, -1:].expand(-1, 13)), dim=1),
-        ),
-        F.pad(batch.labels, (0, 13), value=IGNORED), batch.examples,
+    other_ids = dataclasses.replace(inputs, ids=inputs.ids.masked_fill(~inputs.mask, 7))
+    assert torch.equal(losses(model, dataclasses.replace(batch, inputs=other_ids)), before)
+    more = (0, 13)
+    wider = Inputs(
+        ids=F.pad(inputs.ids, more), mask=F.pad(inputs.mask, more),
+        documents=torch.cat((documents, documents[:, -1:].expand(-1, 13)), dim=1),
     )  # fmt: skip
-    assert ((losses(model, wider) - before).abs() <= PROMISED * before).all()
+    found = losses(model, Batch(wider, F.pad(batch.labels, more, value=IGNORED), batch.examples))
+    assert ((found - before).abs() <= PROMISED * before).all()
 
 
 def test_layers_made_again_give_packs_the_same_gradients_to_the_last_bit() -> None:
