@@ -65,9 +65,11 @@ def test_rows_are_gathered_with_the_batch_and_not_again(
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
-        (["adapter=none"], r"per_layer_table is mmap, but 'model\.language_model\.embed_tokens_per_layer\.weight' is"
-                           r" trained.*set trainer\.per_layer_table=device"),
-        (["checkpoint=null", "model=tiny", "tokenizer={weights}"], r"the model is drawn anew, its table too; give checkpoint="),
+        (["adapter=none"], r"'model\.language_model\.embed_tokens_per_layer\.weight' is trained, and a table"),
+        (
+            ["checkpoint=null", "model=tiny", "modalities=[text]", "tokenizer={weights}"],
+            r"the model is drawn anew, its table too; give checkpoint=",
+        ),
         (["trainer.recompute.every=0"], r"recompute\.every is 0; it must be at least 1 layer"),
         (["trainer.recompute.text=reentrant"], r"trainer\.recompute\.text"),
     ],
