@@ -15,6 +15,7 @@ RECIPES = {
     "verify": "check a checkpoint: tensors, checksums, lineage",
     "evaluate": "measure sub-models on held-out conversations",
     "generate": "answer a prompt",
+    "data_preview": "show rows as they are trained on, and how long all are",
     "demo": "show all of it on real text, in minutes",
     "merge": "fold an adapter into the weights",
 }
@@ -27,25 +28,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
-    name, *rest = words
+    name, rest = parted(words)
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
+        known = [spoken(recipe) for recipe in RECIPES]
+        near = difflib.get_close_matches(name, known, n=1) or [one for one in known if one.split()[0] == name]
         hint = f"; did you mean '{near[0]}'?" if near else ""
-        print(f"error: there is no recipe '{name}'; there are {', '.join(RECIPES)}{hint}", file=sys.stderr)
+        print(f"error: there is no recipe '{name}'; there are {', '.join(known)}{hint}", file=sys.stderr)
         return UNKNOWN_RECIPE
     # Imported late: the list of recipes should not wait for torch.
     return importlib.import_module(f"recipes.{name}").main(rest)
 
 
+def parted(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The recipe that a command line begins with, in one word or two, and what is told to it."""
+    both = "_".join(words[:2])
+    return (both, list(words[2:])) if both in RECIPES and len(words) > 1 else (words[0], list(words[1:]))
+
+
+def spoken(name: str) -> str:
+    """A recipe's name as its user writes it."""
+    return name.replace("_", " ")
+
+
 def schema_of(name: str) -> type:
     """What the recipe ``name`` can be told: the dataclass beside its ``run``, called by its name, as TrainRecipe."""
-    return getattr(importlib.import_module(f"recipes.{name}"), f"{name.capitalize()}Recipe")
+    title = "".join(map(str.capitalize, name.split("_")))
+    return getattr(importlib.import_module(f"recipes.{name}"), f"{title}Recipe")
 
 
 def usage() -> str:
     """What ``matslice`` says when asked nothing."""
     width = max(map(len, RECIPES))
-    lines = [f"  matslice {name:<{width}}  {about}" for name, about in RECIPES.items()]
+    lines = [f"  matslice {spoken(name):<{width}}  {about}" for name, about in RECIPES.items()]
     return "\n".join((
         "Fine-tune Gemma 3n as the MatFormer it is, and slice it to the size you need.", "",
         *lines, "",

@@ -19,6 +19,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 
+from recipes.cli import spoken
+
 COMMENT = re.compile(r"^    (\w+): [^#\n]*#\s*(.+)$", re.MULTILINE)  # beside a field
 
 HELP = """\
@@ -50,8 +52,8 @@ def register_schema(name: str, schema: type) -> None:
         groups.append(("experiment", choices("experiment")))
     files = "\n".join(f"{group}: {', '.join(options)}" for group, options in groups if options)
     told = "\n".join(notes(schema)).replace("$", "$$")  # a dollar begins what Hydra puts in
-    template = HELP.format(about=about.replace("``", "'"), name=name, notes=told, groups=files or "none here")
-    store.store(group="hydra/help", name=name, node={"app_name": f"matslice {name}", "template": template})
+    template = HELP.format(about=about.replace("``", "'"), name=spoken(name), notes=told, groups=files or "none here")
+    store.store(group="hydra/help", name=name, node={"app_name": f"matslice {spoken(name)}", "template": template})
 
 
 def notes(schema: type, *, within: str = "") -> Iterator[str]:

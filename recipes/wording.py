@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from yaml import YAMLError
 
 from model.errors import ConfigError, MatsliceError
+from recipes.cli import spoken
 from recipes.schema import choices
 
 REFUSALS = (MatsliceError, HydraException, OmegaConfBaseException, YAMLError)  # all that a user can cause
@@ -164,7 +165,7 @@ def explain_override(error: Exception) -> str | None:
 def explain_missing(keys: Iterable[str], *, recipe: str) -> str:
     """Keys that have no value yet."""
     told = [f"{key}={'|'.join(options) if (options := choices(key)) else '…'}" for key in sorted(keys)]
-    return f"{recipe}: must be given: {' '.join(told)}; see matslice {recipe} --help"
+    return f"{spoken(recipe)}: must be given: {' '.join(told)}; see matslice {spoken(recipe)} --help"
 
 
 def guess(found: str, options: Collection[str]) -> str:

@@ -20,7 +20,7 @@ from model.slicing.count import Layout, count_parameters, text_shapes
 from model.slicing.spec import SliceConfig, SliceSpec
 from model.slicing.submodel import SubModel
 from model.tower_config import Modality
-from recipes.cli import RECIPES, schema_of
+from recipes.cli import RECIPES, parted, schema_of
 from recipes.schema import choices, register_schema
 from recipes.shape import ShapeConfig
 from trainer.elastic import SliceSampler
@@ -115,7 +115,7 @@ def test_every_file_says_what_it_is_and_how_to_run_it(path: Path) -> None:
 def test_the_command_in_every_file_is_one_that_works(path: Path) -> None:
     found = re.search(r"^#   matslice (.*)$", (CONF / path).read_text(encoding="utf-8"), re.MULTILINE)
     assert found is not None
-    recipe, *overrides = shlex.split(found[1].split("   (")[0])  # a remark may follow
+    recipe, overrides = parted(shlex.split(found[1].split("   (")[0]))  # a remark may follow
     complete(recipe, [override for override in overrides if not override.startswith("prompt=")])
     assert path.parent == Path() or any(override.startswith(f"{path.parent}={path.stem}") for override in overrides)
 

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from safetensors import SafetensorError
 
 from model.errors import ConfigError
-from recipes.cli import RECIPES, main, schema_of
+from recipes.cli import RECIPES, main, schema_of, spoken
 from recipes.evaluate import EvaluateRecipe
 from recipes.plan import PlanRecipe
 from recipes.program import places, quote_free_text, start
@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 def test_matslice_alone_lists_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     shown = capsys.readouterr().out
-    assert all(f"matslice {name} " in shown for name in RECIPES)
+    assert all(f"matslice {spoken(name)} " in shown for name in RECIPES)
 
 
 def test_there_is_a_schema_and_a_config_for_every_recipe() -> None:
@@ -49,9 +49,9 @@ def test_help_says_what_can_be_chosen(recipe: str, capsys: pytest.CaptureFixture
     assert main([recipe, "--help"]) == 0
     shown = capsys.readouterr().out
     assert (schema_of(recipe).__doc__ or "").splitlines()[0] in shown
-    assert "output: ???" in shown or "checkpoint: ???" in shown or recipe in ("train", "demo", "plan")
+    assert "output: ???" in shown or "checkpoint: ???" in shown or recipe in ("train", "demo", "plan", "data_preview")
     if recipe == "train":
-        assert "optim: adamw" in shown
+        assert "optim: adafactor, adamw" in shown
 
 
 LIGHT = """

@@ -186,7 +186,9 @@ class TokenCache:
             name: content[at : at + size].view(KINDS[name]) for name, (at, size) in described["arrays"].items()
         }  # fmt: skip
         rows = KeptRows(arrays, range(len(arrays["ends"])))
-        told = {name: tuple(value) if isinstance(value, list) else value for name, value in described["told"].items()}
+        told: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in described["told"].items()
+        }
         found = TokenRows(rows=rows, examples=(), **told)
         digests = arrays["digests"].reshape(-1, DIGEST_BYTES)
         return SourceRows(
@@ -243,7 +245,7 @@ def parts_of(about: Mapping[str, Any], made: SourceRows) -> Iterator[bytes | mem
     yield length.to_bytes(LENGTH_BYTES, "little")
     yield described.ljust(length)
     for array in arrays.values():
-        yield memoryview(array).cast("B") if array.size else b""
+        yield array.view(np.uint8).data if array.size else b""
         yield bytes(aligned(array.nbytes) - array.nbytes)
 
 
