@@ -72,7 +72,11 @@ def our_gradients(model: Any, batch: Batch, *, recompute: TextRecompute) -> tupl
     """Loss sum and gradients by the path that training takes."""
     gemma: Gemma3n = model if isinstance(model, Gemma3n) else model.get_base_model()
     gemma.recompute = RecomputeConfig.everything() if recompute else RecomputeConfig()
-    loss = SupervisedLoss(model.train())(batch.inputs, batch.labels, SliceSpec.full(gemma.config.text))
+    if gemma.head_weight.dtype is torch.float64:  # the loss itself insists on float32; all before it is what is trained
+        logits = model.train()(batch.inputs).logits
+        loss = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="sum", ignore_index=IGNORED)
+    else:
+        loss = SupervisedLoss(model.train())(batch.inputs, batch.labels, SliceSpec.full(gemma.config.text))
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
