@@ -23,6 +23,7 @@ from model.tower_config import Modality
 from recipes.shape import ShapeConfig
 from trainer.config import Device
 from trainer.data.config import LongRows
+from trainer.data.lengths import lengths_of
 from trainer.data.sources import Source
 from trainer.data.supervise import TRAINING_REMEDY, TokenRow, TokenRows, tokenize
 from trainer.soft_token_cache import SoftTokenCache
@@ -154,9 +155,11 @@ def build_rows(
 
 def refuse_beyond_positions(rows: Sequence[TokenRow], config: TextConfig) -> None:
     """Raise InputError for the first row that the model has no positions for."""
-    for row in rows:
-        if len(row.ids) > config.max_position_embeddings:
-            raise InputError(
-                f"{row.where}: {len(row.ids)} tokens, but the model has {config.max_position_embeddings} positions"
-                " (max_position_embeddings); shorten the row, or leave it out with a lower max_length_tokens"
-            )
+    most = config.max_position_embeddings
+    beyond = next((place for place, length in enumerate(lengths_of(rows).tolist()) if length > most), None)
+    if beyond is not None:
+        row = rows[beyond]
+        raise InputError(
+            f"{row.where}: {len(row.ids)} tokens, but the model has {most} positions"
+            " (max_position_embeddings); shorten the row, or leave it out with a lower max_length_tokens"
+        )
