@@ -51,13 +51,8 @@ def run(recipe: TrainRecipe) -> None:
     )  # fmt: skip
     if accelerator.is_main_process:
         write_whole(recipe.trainer.output / CONFIG_FILE, written_out(recipe))
-        for modality in prepared.idle:
-            print(f"warning: {idle_training(recipe, modality)}", file=sys.stderr)
+        tell_what_is_trained(recipe, prepared)
     sinks = open_sinks(prepared.trainer, directory, console=Console(stderr=True), settings=described)
-    if accelerator.is_main_process and recipe.adapter is not None:
-        print(
-            "\n".join(describe_targets(Gemma3n.build(prepared.config, device="meta"), recipe.adapter)), file=sys.stderr
-        )
     with closed_on_failure(sinks):
         gemma, model, weights = build_trained(recipe, prepared)
         if source is not None:
@@ -99,6 +94,15 @@ def run(recipe: TrainRecipe) -> None:
             print(told, file=sys.stderr)
     if trainer.ending is not None and trainer.ending.signal is not None:
         sys.exit(128 + trainer.ending.signal)
+
+
+def tell_what_is_trained(recipe: TrainRecipe, prepared: Prepared) -> None:
+    """What has no row to learn from, and where the adapter sits, on the screen."""
+    for modality in prepared.idle:
+        print(f"warning: {idle_training(recipe, modality)}", file=sys.stderr)
+    if recipe.adapter is not None:
+        targets = describe_targets(Gemma3n.build(prepared.config, device="meta"), recipe.adapter)
+        print("\n".join(targets), file=sys.stderr)
 
 
 def why_ended(ending: Ending | None, state: TrainState, config: TrainerConfig) -> str | None:
