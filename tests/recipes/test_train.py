@@ -38,7 +38,10 @@ def test_rows_left_out_for_their_length_are_counted(
     assert begun["train_rows"] == 4
     assert begun["train_rows_skipped"] == begun["validation_rows_skipped"] == 1
     assert begun["validation_rows"] == others[-1]["examples"] == 2
-    assert begun["steps_per_epoch"] == 2
+    assert begun["train_packs"] == 2  # of two rows each, in steps of two packs
+    assert 0.5 < begun["train_packs_filled"] < 1
+    assert begun["steps_per_epoch"] == 1
+    assert begun["attention"] == "documents"
     assert 0 < begun["trainable_parameters"] < begun["total_parameters"]
     assert begun["specs"] == ["full"]
     assert "step 0: 4 rows (1 too long), validation 2 (1 too long)" in capsys.readouterr().err
