@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from model.errors import ConfigError
 from model.inputs import Inputs
 from model.slicing.spec import SliceSpec
 from tests.tiny import tiny_model
+from tests.trainer.parts import tiny_trainer, trainer_config
 from trainer.data.batch import IGNORED
 from trainer.loss import CHUNK_BYTES, linear_cross_entropy_sum, token_scores
 from trainer.step import SupervisedLoss
@@ -280,3 +283,17 @@ def test_micro_batches_of_uneven_length_add_up_to_the_gradients_of_one_batch() -
 def test_an_untrained_model_knows_as_much_as_a_die() -> None:
     loss = linear_cross_entropy_sum(HIDDEN, torch.zeros(7, 5), LABELS, softcap=SOFTCAP, chunk_bytes=100)
     assert loss.item() == pytest.approx(4 * math.log(7), rel=1e-6)
+
+
+def test_a_run_takes_the_chunks_that_its_config_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: set[int] = set()
+
+    def told(*arguments: Tensor, softcap: float, chunk_bytes: int) -> Tensor:
+        taken.add(chunk_bytes)
+        return linear_cross_entropy_sum(*arguments, softcap=softcap, chunk_bytes=chunk_bytes)
+
+    monkeypatch.setattr("trainer.step.linear_cross_entropy_sum", told)
+    tiny_trainer(trainer_config(tmp_path, max_steps=1, loss_chunk_bytes=12_345)).fit()
+    assert taken == {12_345}
+    with pytest.raises(ConfigError, match="loss_chunk_bytes is 0; it must be at least 1"):
+        trainer_config(tmp_path, loss_chunk_bytes=0)
