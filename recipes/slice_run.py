@@ -202,10 +202,10 @@ def read_run(run: Path) -> StoredRun:
         print(f"warning: {checkpoint_at(run, other)} is damaged ({damage}); slicing step {step}", file=sys.stderr)
     newest = checkpoint_at(run, step)
     stored = StoredRun(run, newest, identity, written.get("told", {}))
-    if identity["trainer"].get("average") is not None:
+    if identity["trainer"].get("average", {}).get("decay") is not None:
         raise ConfigError(
-            f"run: '{run}' keeps a running average of its weights (trainer.average), which cannot be cut along with"
-            f" them; slice what it has: {run / WEIGHTS}, without run"
+            f"run: '{run}' keeps a running average of its weights (trainer.average.decay), which cannot be cut along"
+            f" with them; slice what it has: {run / WEIGHTS}, without run"
         )
     if TrainState.read(newest / STATE_FILE).step >= identity["trainer"]["max_steps"]:
         what = "checkpoint=BASE adapter_path=WEIGHTS" if stored.has_adapter else "checkpoint=WEIGHTS"

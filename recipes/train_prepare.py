@@ -104,7 +104,7 @@ def refuse_watching_nothing(
     trainer: TrainerConfig, validation: TokenRows | None, evaluated: Sequence[SliceSpec]
 ) -> None:
     """Raise ConfigError if something hangs on a validation loss that nobody measures."""
-    wishes = {"early_stopping": trainer.early_stopping is not None, "keep_best": trainer.keep_best}
+    wishes = {"early_stopping": trainer.early_stopping.patience is not None, "keep_best": trainer.keep_best}
     for key in (key for key, wish in wishes.items() if wish):
         if validation is None or not validation.rows:
             raise ConfigError(f"trainer.{key} needs a validation loss, but there are no rows; give data.validation=[…]")

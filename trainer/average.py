@@ -25,12 +25,12 @@ class AverageConfig:
         ConfigError: A value is out of its range.
     """
 
-    decay: float  # share of the old average that an update keeps: 0.999 looks back some 1,000 updates
+    decay: float | None = None  # share of the average that an update keeps: 0.999 looks back 1,000; null = no average
     every: int = 1  # steps from one update to the next
     warmup: bool = True  # keep less in the first updates, so that a short run forgets what it began from
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.decay) and 0 <= self.decay < 1):
+        if self.decay is not None and not (math.isfinite(self.decay) and 0 <= self.decay < 1):
             raise ConfigError(f"average.decay is {self.decay}; it must be a share in [0, 1), such as 0.999")
         if self.every < 1:
             raise ConfigError(f"average.every is {self.every}; it must be at least 1 step")
@@ -49,7 +49,8 @@ class Average:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: AverageConfig) -> None:
         self.parameters = dict(parameters)
-        self.config = config
+        assert config.decay is not None, "no average is asked for"
+        self.config, self.decay = config, config.decay
         self.num_updates = 0
         self.is_applied = False
         self.averages = {name: parameter.detach().float().clone() for name, parameter in self.parameters.items()}
@@ -68,8 +69,8 @@ class Average:
     def decay_at(self, update: int) -> float:
         """The share of the average that an update keeps; updates are counted from 0."""
         if not self.config.warmup:
-            return self.config.decay
-        return min(self.config.decay, (EARLY + update) / (LATE + update))
+            return self.decay
+        return min(self.decay, (EARLY + update) / (LATE + update))
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -17,7 +17,6 @@ from model.layers.embedding import TablePlacement
 from model.layers.kernel import AttentionKernel
 from model.recompute import RecomputeConfig
 from trainer.average import AverageConfig
-from trainer.loss import CHUNK_BYTES
 from trainer.stopping import EarlyStoppingConfig
 
 
@@ -84,13 +83,12 @@ class TrainerConfig:
     threads: int | None = None  # processor threads of torch; null = its own choice
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)  # activations not kept but made again
     per_layer_table: TablePlacement = TablePlacement.device  # or host, mmap: rows come as needed; not trained then
-    loss_chunk_bytes: int = CHUNK_BYTES  # of memory for scores: more is faster on an accelerator; rounding differs
     log_every: int = 10  # steps
     eval_every: int | None = None  # steps; null = only after the last step
     eval_batch_size: int | None = None  # examples; null = batch_size
     monitor: str | None = None  # the size whose validation loss tells what is best; null = the mean over all measured
-    early_stopping: EarlyStoppingConfig | None = None  # {patience: 3, min_delta: 0.01}; null = never
-    average: AverageConfig | None = None  # {decay: 0.999}: what is measured and kept as weights; null = the weights
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)  # by .patience, in evaluations
+    average: AverageConfig = field(default_factory=AverageConfig)  # by .decay; it is then what is measured and kept
     save_every: int | None = None  # steps; null = only after the last step
     keep_checkpoints: int = 2  # the newest ones stay
     keep_best: bool = False  # that of the lowest validation loss stays too, as best in the run's directory
@@ -100,8 +98,7 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "batch_size", "gradient_accumulation", "threads", "log_every",
-                     "eval_every", "eval_batch_size", "save_every", "keep_checkpoints",
-                     "loss_chunk_bytes"):  # fmt: skip
+                     "eval_every", "eval_batch_size", "save_every", "keep_checkpoints"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"trainer.{name} is {value}; it must be at least 1")

@@ -103,8 +103,7 @@ class Trainer:
             self.model.to(self.accelerator.device)
             # Every process gets the first one's weights, and the model is wrapped where there are several. The
             # optimizer stays as it is: it knows the parameters, which wrapping does not replace.
-            chunk_bytes = self.config.loss_chunk_bytes
-            prepared: nn.Module = self.accelerator.prepare(SupervisedLoss(self.model, chunk_bytes=chunk_bytes))
+            prepared: nn.Module = self.accelerator.prepare(SupervisedLoss(self.model))
             prepared.train()
             self.trained = self.all_that_is_trained()
             self.reach = Reach(self.trained.parameters)
@@ -127,7 +126,7 @@ class Trainer:
     def all_that_is_trained(self) -> Trained:
         """Weights, optimizer and average; to be made when the weights are where they are trained, and what they are."""
         parameters = {name: own for name, own in self.model.named_parameters() if own.requires_grad}
-        average = None if self.config.average is None else Average(parameters, self.config.average)
+        average = None if self.config.average.decay is None else Average(parameters, self.config.average)
         return Trained(weights=self.weights, optimizer=self.optimizer, parameters=parameters, average=average)
 
     def advance_to_the_end(self, prepared: nn.Module, state: TrainState) -> None:
@@ -189,10 +188,10 @@ class Trainer:
 
     def why_end(self, state: TrainState) -> Ending | None:
         """Why a run in this state takes no further step; None if it does."""
-        patience, minutes = self.config.early_stopping, self.config.max_minutes
+        patience, minutes = self.config.early_stopping.patience, self.config.max_minutes
         if state.step >= self.config.num_steps:
             return Ending.done
-        if patience is not None and state.evaluations_without_gain >= patience.patience:
+        if patience is not None and state.evaluations_without_gain >= patience:
             return Ending.early
         if minutes is not None and state.seconds >= minutes * 60:
             return Ending.minutes
@@ -311,7 +310,7 @@ class Trainer:
     @property
     def may_end_or_save(self) -> bool:
         """Whether an evaluation may be followed by a checkpoint that was not due."""
-        return self.config.keep_best or self.config.early_stopping is not None
+        return self.config.keep_best or self.config.early_stopping.patience is not None
 
     def measure(self, state: TrainState) -> None:
         """Report the validation losses after this step, and let the state know what is best."""
@@ -322,10 +321,8 @@ class Trainer:
         for spec in self.evaluated:
             self.report(validation_record(scores[spec.name], spec, step=state.step))
         watched = [scores[self.config.monitor]] if self.config.monitor else list(scores.values())
-        stopping = self.config.early_stopping
-        state.judge(
-            sum(score.loss for score in watched) / len(watched), min_delta=stopping.min_delta if stopping else 0.0
-        )
+        loss = sum(score.loss for score in watched) / len(watched)
+        state.judge(loss, min_delta=self.config.early_stopping.min_delta)
 
     def evaluate(self) -> list[Score]:
         """The score of the validation rows under each spec that is to be measured; each process takes its share."""

@@ -44,11 +44,11 @@ class EarlyStoppingConfig:
         ConfigError: A value is out of its range.
     """
 
-    patience: int  # evaluations in a row without gain that end the run
+    patience: int | None = None  # evaluations in a row without gain that end the run; null = none do
     min_delta: float = 0.0  # nats by which the loss has to fall to be a gain
 
     def __post_init__(self) -> None:
-        if self.patience < 1:
+        if self.patience is not None and self.patience < 1:
             raise ConfigError(f"trainer.early_stopping.patience is {self.patience}; it must be at least 1")
         if not (math.isfinite(self.min_delta) and self.min_delta >= 0):
             raise ConfigError(f"trainer.early_stopping.min_delta is {self.min_delta}; it must be 0 or more")

@@ -3,7 +3,7 @@
 
 weights/        what is measured and handed on, as the run's own writer leaves it: the average where there is one
 optimizer.pt
-average.pt      only with trainer.average: the average's state, and the weights themselves as they were trained
+average.pt      only with trainer.average.decay: the average's state, and the weights themselves as they were trained
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ def test_a_fork_starts_anew_from_the_weights_of_another_run(
 
 
 def test_epochs_are_counted_in_steps(train: Callable[..., int], tmp_path: Path) -> None:
-    words = ["trainer.max_steps=null", "trainer.batch_size=5", "trainer.epochs=1.5"]
+    words = ["trainer.max_steps=null", "trainer.batch_size=5", "trainer.epochs=1.5", "data.packing=false"]
     assert train(*words) == 0
     assert len(losses(tmp_path / "run")) == 4  # 12 rows, 18 of them, 5 at a time
     assert json.loads((tmp_path / "run" / "run.json").read_text())["run"]["trainer"]["max_steps"] == 4
@@ -131,8 +131,8 @@ def test_epochs_are_counted_in_steps(train: Callable[..., int], tmp_path: Path) 
         (["trainer.max_steps=null"], "trainer.max_steps and trainer.epochs are both null"),
         (["trainer.epochs=-1"], "trainer.epochs is -1"),
         (["trainer.keep_best=true"], "trainer.keep_best needs a validation loss"),
-        (["trainer.early_stopping={patience: 0}"], "trainer.early_stopping.patience is 0; it must be at least 1"),
-        (["trainer.early_stopping={patience: 2}"], "trainer.early_stopping needs a validation loss"),
+        (["trainer.early_stopping.patience=0"], "trainer.early_stopping.patience is 0; it must be at least 1"),
+        (["trainer.early_stopping.patience=2"], "trainer.early_stopping needs a validation loss"),
         (["trainer.monitor=big"], "trainer.monitor is 'big'; measured are full"),
     ],
 )

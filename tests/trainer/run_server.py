@@ -105,7 +105,7 @@ def end_in_accumulation(trainer: Trainer, step: int) -> None:
         if trainer.run.resumed_step + steps[0] == step:
             end()
 
-    trainer.accelerator.no_sync = then_end  # type: ignore[method-assign]
+    trainer.accelerator.no_sync = then_end
 
 
 def end_in_save(trainer: Trainer, step: int) -> None:

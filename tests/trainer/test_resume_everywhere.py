@@ -112,18 +112,28 @@ def test_a_run_killed_at_a_step_goes_on_bit_for_bit(
     assert_same(short, run)
 
 
+@pytest.fixture(scope="module")
+def long(server: RunServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty steps without an accident, and a checkpoint after each."""
+    room = tmp_path_factory.mktemp("long")
+    return straight(server, room, max_steps=STEPS, save_every=1, keep_checkpoints=STEPS)
+
+
 @pytest.mark.slow
-def test_a_run_killed_at_every_step_and_everywhere_in_it_goes_on_bit_for_bit(server: RunServer, tmp_path: Path) -> None:
-    same = straight(server, tmp_path / "straight", max_steps=STEPS, save_every=3)
-    done = 0
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("where", WHERE)
+def test_a_run_killed_at_every_one_of_its_steps_goes_on_bit_for_bit(
+    server: RunServer, long: Path, tmp_path: Path, where: str
+) -> None:
+    asked = {"output": str(tmp_path / "run"), "max_steps": STEPS, "save_every": OFTEN[where], "resume": True}
     for step in range(1, STEPS + 1):
-        for where in WHERE:
-            room = tmp_path / f"{where}_{step}"
-            run = killed_and_resumed(server, room, (step, where), max_steps=STEPS, save_every=OFTEN[where])
-            assert_same(same, run)
-            shutil.rmtree(room)
-            done += 1
-    assert done == 60
+        assert server.run(**asked, end_at=step, end=where) == -signal.SIGKILL
+        saved = steps_of(tmp_path / "run")
+        assert saved[-1:] == ([(step - 1) // OFTEN[where] * OFTEN[where]] if step > OFTEN[where] else [])
+        for one in saved:
+            assert contents(checkpoint_at(tmp_path / "run", one)) == contents(checkpoint_at(long, one))
+    assert server.run(**asked, told=str(tmp_path / "told")) == 0, (tmp_path / "told").read_text()
+    assert_same(long, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -157,11 +167,13 @@ def test_a_run_goes_on_from_the_end_of_an_epoch_bit_for_bit(server: RunServer, t
 
 
 @pytest.mark.slow
-def test_no_kill_in_a_save_leaves_a_checkpoint_that_is_unreadable_or_wrong(server: RunServer, tmp_path: Path) -> None:
+@pytest.mark.timeout(1800)
+def test_no_kill_in_a_save_leaves_a_checkpoint_that_is_unreadable_or_wrong(
+    server: RunServer, long: Path, tmp_path: Path
+) -> None:
     wishes: dict[str, Any] = {"max_steps": STEPS, "save_every": 1}
-    same = straight(server, tmp_path / "straight", keep_checkpoints=STEPS, **wishes)
     moments, room, killed, late, longest = random.Random(7), tmp_path / "killed", 0, 0, 0.06
-    expected = {step: contents(checkpoint_at(same, step)) for step in steps_of(same)}
+    expected = {step: contents(checkpoint_at(long, step)) for step in steps_of(long)}
     assert len(expected) == STEPS
     while killed < KILLS:
         room.mkdir(exist_ok=True)
