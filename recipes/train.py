@@ -46,7 +46,7 @@ def run(recipe: TrainRecipe) -> None:
     # Only the first process compares it with what is there.
     described = identity(recipe, prepared) if accelerator.is_main_process else {}
     directory = Run(
-        prepared.trainer, described, accelerator=accelerator, told={"data.train": ", ".join(recipe.data.train)},
+        prepared.trainer, described, accelerator=accelerator, told={"data.train": recipe.data.learnt_from},
         lineage=lineage,
     )  # fmt: skip
     if accelerator.is_main_process:

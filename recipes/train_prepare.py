@@ -194,7 +194,7 @@ def idle_training(recipe: TrainRecipe, modality: Modality) -> str:
         else f"adapter.targets=[{', '.join(recipe.adapter.targets)}] has"
     )  # fmt: skip
     return (
-        f"{setting} what takes in {medium} to be trained, but no row of data.train ({', '.join(recipe.data.train)})"
+        f"{setting} what takes in {medium} to be trained, but no row of data.train ({recipe.data.learnt_from})"
         f" has {medium}, so it stays as it is; give rows with {medium}, or train something else"
     )
 

@@ -150,6 +150,11 @@ class DataConfig:
             raise ConfigError(f"data.max_validation_examples is {self.max_validation_examples}; it must be at least 1")
 
     @property
+    def learnt_from(self) -> str:
+        """The sources of what is learnt, for messages."""
+        return ", ".join([*self.train, *(source.path for source in self.sources.values())])
+
+    @property
     def pack_budget(self) -> int | None:
         """The most tokens that rows packed together may have; None where each is alone."""
         return (self.pack_tokens or self.max_length_tokens) if self.packing else None
