@@ -52,6 +52,8 @@ def complete(recipe: str, overrides: list[str]) -> Any:
     cfg: DictConfig = compose(recipe, overrides)
     for key in OmegaConf.missing_keys(cfg):
         OmegaConf.update(cfg, key, GIVEN[key])
+    if "trainer" in cfg and cfg.trainer.max_steps is None and cfg.trainer.epochs is None:
+        cfg.trainer.max_steps = GIVEN["trainer.max_steps"]  # one of the two is asked for
     return OmegaConf.to_object(cfg)
 
 
