@@ -40,6 +40,7 @@ from model.slicing.adapter import (
     PREFIX,
     SELECTIONS,
     adapted_modules,
+    refuse_changed_base,
     require_files,
     spell_pattern,
     weight_name,
@@ -53,7 +54,6 @@ with hidden("torchvision"):
     from peft.config import PeftConfig
     from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
 
-CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # starts of PEFT that do
 MAGNITUDE = ".lora_magnitude_vector"  # what DoRA has beside its factors
 ADAPTER = "default"  # PEFT's name of the one adapter a model has here
 
@@ -262,7 +262,7 @@ def read_adapter(directory: Path, config: TextConfig) -> tuple[LoraConfig, dict[
         raise CheckpointError(f"{directory}: cannot be read as a PEFT adapter ({error})") from error
     if not isinstance(lora, LoraConfig) or lora.peft_type != PeftType.LORA:
         raise CheckpointError(f"{directory}: is a {lora.peft_type} adapter; only LoRA is supported")
-    refuse_changed_base(directory, lora)
+    refuse_changed_base(directory, lora.init_lora_weights)
     lora.init_lora_weights = True  # the cheapest: all of it is overwritten
     unread = unused(config)
     tensors = {name: tensor for name, tensor in tensors.items() if ours(weight_name(factor_of(name))) not in unread}
@@ -274,15 +274,6 @@ def read_adapter(directory: Path, config: TextConfig) -> tuple[LoraConfig, dict[
     else:
         spell_targets(lora, modules.values())
     return lora, {PREFIX + ours(name.removeprefix(PREFIX)): tensor for name, tensor in tensors.items()}
-
-
-def refuse_changed_base(directory: Path, lora: LoraConfig) -> None:
-    """Raise CheckpointError for an adapter whose training changed the base, which is saved nowhere."""
-    if isinstance(start := lora.init_lora_weights, str) and start.startswith(CHANGE_BASE):
-        raise CheckpointError(
-            f"{directory}: its init_lora_weights is '{start}', by which PEFT changes the base it is trained on, so it"
-            " fits no published one; save it anew by PEFT's path_initial_model_for_weight_conversion"
-        )
 
 
 def factor_of(name: str) -> str:

@@ -55,6 +55,7 @@ FACTORS = (
     Factor(".lora_embedding_B", base_axis=1, axis=0),
 )
 PATTERNS = ("rank_pattern", "alpha_pattern")
+CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # starts of PEFT that do
 # What PEFT chooses modules by, beside ``target_modules``; nothing is left to choose once those are spelled out.
 SELECTIONS = ("exclude_modules", "layers_to_transform", "layers_pattern")
 LAYER_PATH = re.compile(r"(?P<before>(?:.*\.)?(?P<kind>layers|conformer)\.)(?P<layer>\d+)(?P<after>(?:\..*)?)")
@@ -151,6 +152,7 @@ def refuse_uncuttable(source: Path, written: dict[str, Any], tensors: Iterable[s
         raise CheckpointError(
             f"{source}: its peft_type is {kind!r}, and only 'LORA' can be sliced; merge it, then slice the model"
         )
+    refuse_changed_base(source, written.get("init_lora_weights"))
     for name in tensors:
         if ".lora_magnitude_vector" in name:
             raise SliceError(
@@ -160,6 +162,15 @@ def refuse_uncuttable(source: Path, written: dict[str, Any], tensors: Iterable[s
     for setting in ("use_dora", "layer_replication", "target_parameters", "trainable_token_indices"):
         if written.get(setting):
             raise SliceError(f"{source}: has {setting}, which cannot be sliced; merge, then slice the model")
+
+
+def refuse_changed_base(directory: Path, start: object) -> None:
+    """Raise CheckpointError for an adapter whose ``start`` changed the base it was trained on, which nobody saved."""
+    if isinstance(start, str) and start.startswith(CHANGE_BASE):
+        raise CheckpointError(
+            f"{directory}: its init_lora_weights is '{start}', by which PEFT changes the base it is trained on, so it"
+            " fits no published one; save it anew by PEFT's path_initial_model_for_weight_conversion"
+        )
 
 
 def refuse_another_base(

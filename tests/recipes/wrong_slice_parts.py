@@ -63,6 +63,10 @@ ADAPTERS: Requests = {
         with_adapter(lambda at: at.lora(layer_replication=[[0, 4]])),
         "has layer_replication, which cannot be sliced; merge",
     ),
+    "an adapter that changed its base": (
+        with_adapter(lambda at: at.lora(init_lora_weights="pissa_niter_4")),
+        "its init_lora_weights is 'pissa_niter_4', by which PEFT changes the base",
+    ),
     "an adapter of parameters": (
         with_adapter(lambda at: at.lora(target_parameters=["x"])), "has target_parameters, which",
     ),
