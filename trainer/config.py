@@ -17,6 +17,7 @@ from model.layers.embedding import TablePlacement
 from model.layers.kernel import AttentionKernel
 from model.recompute import RecomputeConfig
 from trainer.average import AverageConfig
+from trainer.loss import CHUNK_BYTES
 from trainer.stopping import EarlyStoppingConfig
 
 
@@ -83,6 +84,7 @@ class TrainerConfig:
     threads: int | None = None  # processor threads of torch; null = its own choice
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)  # activations not kept but made again
     per_layer_table: TablePlacement = TablePlacement.device  # or host, mmap: rows come as needed; not trained then
+    loss_chunk_bytes: int = CHUNK_BYTES  # of memory for scores: more is faster on an accelerator; rounding differs
     log_every: int = 10  # steps
     eval_every: int | None = None  # steps; null = only after the last step
     eval_batch_size: int | None = None  # examples; null = batch_size
@@ -98,7 +100,8 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "batch_size", "gradient_accumulation", "threads", "log_every",
-                     "eval_every", "eval_batch_size", "save_every", "keep_checkpoints"):  # fmt: skip
+                     "eval_every", "eval_batch_size", "save_every", "keep_checkpoints",
+                     "loss_chunk_bytes"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"trainer.{name} is {value}; it must be at least 1")

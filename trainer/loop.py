@@ -103,7 +103,8 @@ class Trainer:
             self.model.to(self.accelerator.device)
             # Every process gets the first one's weights, and the model is wrapped where there are several. The
             # optimizer stays as it is: it knows the parameters, which wrapping does not replace.
-            prepared: nn.Module = self.accelerator.prepare(SupervisedLoss(self.model))
+            chunk_bytes = self.config.loss_chunk_bytes
+            prepared: nn.Module = self.accelerator.prepare(SupervisedLoss(self.model, chunk_bytes=chunk_bytes))
             prepared.train()
             self.trained = self.all_that_is_trained()
             self.reach = Reach(self.trained.parameters)
