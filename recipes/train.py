@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 
@@ -26,10 +27,11 @@ from trainer.optim import build_optimizer
 from trainer.optimizers.groups import describe_groups
 from trainer.runtime import rows_per_step
 from trainer.runtime import start as start_processes
-from trainer.sinks import Sink, open_sinks
+from trainer.sinks import METRICS_FILE, Sink, open_sinks, read_records
 from trainer.soft_tokens import SharedTowers
 from trainer.state import TrainState
 from trainer.stopping import Ending
+from trainer.summary import summarize, summary_table
 from trainer.trained import WEIGHTS
 from trainer.weights import Weights, adapter_weights, model_weights
 
@@ -90,6 +92,7 @@ def run(recipe: TrainRecipe) -> None:
     if accelerator.is_main_process:
         kind = "adapter" if recipe.adapter else "model"
         print(f"{kind} after {state.step} steps: {directory.directory / WEIGHTS}")
+        tell_summary(directory.directory)
         if told := why_ended(trainer.ending, state, prepared.trainer):
             print(told, file=sys.stderr)
     if trainer.ending is not None and trainer.ending.signal is not None:
@@ -103,6 +106,13 @@ def tell_what_is_trained(recipe: TrainRecipe, prepared: Prepared) -> None:
     if recipe.adapter is not None:
         targets = describe_targets(Gemma3n.build(prepared.config, device="meta"), recipe.adapter)
         print("\n".join(targets), file=sys.stderr)
+
+
+def tell_summary(directory: Path) -> None:
+    """What training made of every sub-model, on the screen."""
+    summary = summarize(read_records(directory / METRICS_FILE))
+    if summary.sizes:
+        Console(stderr=True).print(summary_table(summary))
 
 
 def why_ended(ending: Ending | None, state: TrainState, config: TrainerConfig) -> str | None:

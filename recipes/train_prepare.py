@@ -39,6 +39,7 @@ from trainer.optim import ROUNDING, refuse_absent, refuse_unusable
 from trainer.runtime import is_first_launched, num_launched, rows_per_step
 from trainer.schedule import Schedule
 from trainer.soft_token_cache import make_directory
+from trainer.tensorboard import check_installed
 
 TOWERS = ("model.vision_tower.", "model.audio_tower.")
 
@@ -50,6 +51,8 @@ def prepare(recipe: TrainRecipe) -> Prepared:
         MatsliceError: Something asked for cannot be done.
     """
     check_run_directory(recipe.trainer.output)
+    if recipe.trainer.tensorboard:
+        check_installed()
     rounded_away = recipe.trainer.precision is not Precision.fp32 and recipe.optim.name not in ROUNDING
     if recipe.adapter is None and rounded_away:
         raise ConfigError(

@@ -53,9 +53,8 @@ class WandbMode(StrEnum):
 # are told by the steps that they come to.
 FREE_TO_CHANGE = frozenset({
     "attention", "output", "epochs", "max_minutes", "gradient_accumulation", "device", "threads", "recompute",
-    "per_layer_table",
-    "log_every", "eval_every", "eval_batch_size", "monitor", "early_stopping", "save_every", "keep_checkpoints",
-    "keep_best", "resume", "wandb", "wandb_project",
+    "per_layer_table", "log_every", "eval_every", "eval_before", "eval_batch_size", "monitor", "early_stopping",
+    "save_every", "keep_checkpoints", "keep_best", "resume", "wandb", "wandb_project", "tensorboard",
 })  # fmt: skip
 
 
@@ -87,6 +86,7 @@ class TrainerConfig:
     loss_chunk_bytes: int = CHUNK_BYTES  # of memory for scores: more is faster on an accelerator; rounding differs
     log_every: int = 10  # steps
     eval_every: int | None = None  # steps; null = only after the last step
+    eval_before: bool = True  # also ahead of the first step, to tell what training changed
     eval_batch_size: int | None = None  # examples; null = batch_size
     monitor: str | None = None  # the size whose validation loss tells what is best; null = the mean over all measured
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)  # by .patience, in evaluations
@@ -96,6 +96,7 @@ class TrainerConfig:
     keep_best: bool = False  # that of the lowest validation loss stays too, as best in the run's directory
     resume: bool = False  # go on with the run in output, from its newest checkpoint
     wandb: WandbMode = WandbMode.off
+    tensorboard: bool = False  # event files in the run's directory, too; needs the extra of that name
     wandb_project: str = "matslice"
 
     def __post_init__(self) -> None:

@@ -39,6 +39,7 @@ from trainer.soft_tokens import SharedTowers
 from trainer.state import TrainState
 from trainer.step import SupervisedLoss
 from trainer.stopping import Ending, Requests
+from trainer.summary import SUMMARY_FILE, summarize
 from trainer.trained import Trained
 from trainer.weights import Weights
 
@@ -121,6 +122,7 @@ class Trainer:
             self.run.close()
         if self.accelerator.is_main_process and (self.ending is None or self.ending.signal is None):
             draw_loss_curve(read_records(self.run.directory / METRICS_FILE), self.run.directory / CURVE_FILE)
+            summarize(read_records(self.run.directory / METRICS_FILE)).write(self.run.directory / SUMMARY_FILE)
         self.accelerator.wait_for_everyone()
         return state
 
@@ -132,6 +134,8 @@ class Trainer:
 
     def advance_to_the_end(self, prepared: nn.Module, state: TrainState) -> None:
         """Take steps until there is a reason not to."""
+        if state.step == 0 and self.config.eval_before:
+            self.measure(state)
         if is_evaluated(state, self.config) and state.evaluated_at < state.step:
             self.measure(state)  # a signal left no time for it
         seconds_before, self.ending = state.seconds, self.why_end(state)
@@ -321,6 +325,8 @@ class Trainer:
             scores = dict(zip((spec.name for spec in self.evaluated), self.evaluate(), strict=True))
         for spec in self.evaluated:
             self.report(validation_record(scores[spec.name], spec, step=state.step))
+        if state.step == 0:
+            return  # what has not been trained is nothing to beat
         watched = [scores[self.config.monitor]] if self.config.monitor else list(scores.values())
         loss = sum(score.loss for score in watched) / len(watched)
         state.judge(loss, min_delta=self.config.early_stopping.min_delta)

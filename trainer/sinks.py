@@ -16,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from model.errors import ConfigError
 from trainer.checkpoint import Run, write_whole
 from trainer.config import TrainerConfig, WandbMode
-from trainer.metrics import Record
+from trainer.metrics import Record, numbers_of
+from trainer.tensorboard import TensorBoardSink
 
 METRICS_FILE = "metrics.jsonl"
 WANDB_ID_FILE = "wandb_id"
@@ -131,9 +132,7 @@ class WandbSink:
 
     def write(self, record: Record) -> None:
         """Log the numbers of a record under its kind, those of a validation also under its spec."""
-        group = "/".join(str(record[key]) for key in ("kind", "spec") if key in record)
-        numbers = {key: value for key, value in record.items() if isinstance(value, int | float) and key != "step"}
-        self.run.log({f"{group}/{key}": value for key, value in numbers.items()}, step=record["step"])
+        self.run.log(numbers_of(record), step=record["step"])
 
     def tick(self, step: int, loss: float) -> None:
         """Weights & Biases has records only."""
@@ -157,6 +156,8 @@ def open_sinks(config: TrainerConfig, run: Run, *, console: Console, settings: M
     sinks: list[Sink] = [JsonlSink(run.directory / METRICS_FILE, resumed_step=resumed_step)]
     if config.wandb is not WandbMode.off:
         sinks.append(WandbSink(run.directory, mode=config.wandb, project=config.wandb_project, config=settings))
+    if config.tensorboard:
+        sinks.append(TensorBoardSink(run.directory, resumed_step=resumed_step))
     sinks.append(ConsoleSink(max_steps=config.num_steps, resumed_step=resumed_step, console=console))
     return sinks
 

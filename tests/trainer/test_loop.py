@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from trainer.loop import Trainer
 from trainer.sinks import METRICS_FILE, read_records
 from trainer.state import TrainState
 from trainer.step import SupervisedLoss, batch_loss_sum
+from trainer.summary import SUMMARY_FILE
 
 # Sums of the same float32 terms in another order; the losses are near 4.
 OTHER_ORDER = 1e-5
@@ -155,3 +157,21 @@ def test_the_logged_loss_is_the_mean_over_the_tokens_of_the_steps_since_the_last
 def test_a_finished_run_has_a_picture_of_its_losses(tmp_path: Path) -> None:
     tiny_trainer(trainer_config(tmp_path, max_steps=2), num_validation=3).fit()
     assert (tmp_path / CURVE_FILE).read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_was_not_trained_yet_is_measured_first_and_is_nothing_to_beat(tmp_path: Path) -> None:
+    config = trainer_config(tmp_path / "run", max_steps=2, eval_before=True)
+    trainer = tiny_trainer(config, num_validation=3)
+    with torch.no_grad():
+        expected = trainer.evaluate()[0].loss
+    state = trainer.fit()
+    measured = [record for record in read_records(tmp_path / "run" / METRICS_FILE) if record["kind"] == "validation"]
+    assert [record["step"] for record in measured] == [0, 2]
+    assert measured[0]["loss"] == expected
+    assert state.best_step == 2
+    summary = json.loads((tmp_path / "run" / SUMMARY_FILE).read_text(encoding="utf-8"))
+    assert summary["sizes"]["full"]["before"]["loss"] == expected
+    assert summary["sizes"]["full"]["after"]["loss"] == measured[1]["loss"]
+    # A glance ahead of the first step changes nothing that follows.
+    tiny_trainer(trainer_config(tmp_path / "blind", max_steps=2), num_validation=3).fit()
+    assert losses(tmp_path / "blind") == losses(tmp_path / "run")
