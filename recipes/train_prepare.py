@@ -36,7 +36,7 @@ from trainer.data.pack import pack_rows
 from trainer.data.supervise import TokenRows
 from trainer.elastic import SliceSampler
 from trainer.optim import ROUNDING, refuse_absent, refuse_unusable
-from trainer.runtime import is_first_launched, num_launched, rows_per_step
+from trainer.runtime import is_first_launched, num_launched, refuse_environment, refuse_undivided, rows_per_step
 from trainer.schedule import Schedule
 from trainer.soft_token_cache import make_directory
 from trainer.tensorboard import check_installed
@@ -51,6 +51,7 @@ def prepare(recipe: TrainRecipe) -> Prepared:
         MatsliceError: Something asked for cannot be done.
     """
     check_run_directory(recipe.trainer.output)
+    refuse_environment()
     if recipe.trainer.tensorboard:
         check_installed()
     rounded_away = recipe.trainer.precision is not Precision.fp32 and recipe.optim.name not in ROUNDING
@@ -61,6 +62,7 @@ def prepare(recipe: TrainRecipe) -> Prepared:
             " optim=adamw_bf16_states, or choose an adapter"
         )
     refuse_absent(recipe.optim)
+    refuse_undivided(recipe.optim.name)
     checkpoint = None if recipe.checkpoint is None else find_checkpoint(recipe.checkpoint)
     config = find_config(checkpoint, recipe.model)
     if recipe.modalities is not None:

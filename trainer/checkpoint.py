@@ -188,8 +188,8 @@ class Run:
     def write(self, aside: Path, state: TrainState, trained: Trained) -> None:
         """This process's part of a checkpoint."""
         write_tensors(random_state(), aside / self.random_file)
+        trained.save(aside, written=self.accelerator.is_main_process)
         if self.accelerator.is_main_process:
-            trained.save(aside)
             state.write(aside / STATE_FILE)
 
     def together(self, work: Callable[[], None], state: TrainState, *, first_only: bool = False) -> None:

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -31,9 +32,10 @@ from trainer.elastic import SliceSampler
 from trainer.evaluation.held_out import Score, score_batches, total
 from trainer.metrics import Clock, Record, StepFigures, Window
 from trainer.optimizers.groups import set_learning_rate
-from trainer.reach import Reach
-from trainer.runtime import rows_per_step
+from trainer.reach import Reach, media_of_rows
+from trainer.runtime import is_resharded_after_forward, is_sharded, rows_per_step
 from trainer.schedule import Schedule
+from trainer.sharding import Sharding, shard, whole_tensor
 from trainer.sinks import METRICS_FILE, Sink, read_records
 from trainer.soft_tokens import SharedTowers
 from trainer.state import TrainState
@@ -79,6 +81,7 @@ class Trainer:
     batches: Ahead[Batch] = field(init=False)
     requests: Requests = field(default_factory=Requests, init=False)
     ending: Ending | None = field(default=None, init=False)  # why the run came to an end for now
+    sharding: Sharding | None = field(default=None, init=False)  # how the model is divided up, if it is
     trained: Trained = field(init=False)
     reach: Reach = field(init=False)
 
@@ -101,12 +104,7 @@ class Trainer:
             KeyboardInterrupt: SIGINT came once more.
         """
         try:
-            self.model.to(self.accelerator.device)
-            # Every process gets the first one's weights, and the model is wrapped where there are several. The
-            # optimizer stays as it is: it knows the parameters, which wrapping does not replace.
-            chunk_bytes = self.config.loss_chunk_bytes
-            prepared: nn.Module = self.accelerator.prepare(SupervisedLoss(self.model, chunk_bytes=chunk_bytes))
-            prepared.train()
+            prepared = self.prepared().train()
             self.trained = self.all_that_is_trained()
             self.reach = Reach(self.trained.parameters)
             state = self.run.load(self.trained)
@@ -126,11 +124,22 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         return state
 
+    def prepared(self) -> nn.Module:
+        """The model and its loss, with the first process's weights: whole in every process or, by FSDP2, divided up."""
+        loss, device = SupervisedLoss(self.model, chunk_bytes=self.config.loss_chunk_bytes), self.accelerator.device
+        if is_sharded():
+            self.sharding = shard(loss, self.optimizer, device, reshard_after_forward=is_resharded_after_forward())
+            return loss
+        return self.accelerator.prepare(loss.to(device))
+
     def all_that_is_trained(self) -> Trained:
         """Weights, optimizer and average; to be made when the weights are where they are trained, and what they are."""
         parameters = {name: own for name, own in self.model.named_parameters() if own.requires_grad}
         average = None if self.config.average.decay is None else Average(parameters, self.config.average)
-        return Trained(weights=self.weights, optimizer=self.optimizer, parameters=parameters, average=average)
+        return Trained(
+            weights=self.weights, optimizer=self.optimizer, parameters=parameters, average=average,
+            sharding=self.sharding,
+        )  # fmt: skip
 
     def advance_to_the_end(self, prepared: nn.Module, state: TrainState) -> None:
         """Take steps until there is a reason not to."""
@@ -169,6 +178,8 @@ class Trainer:
         )  # fmt: skip
         if not all(map(math.isfinite, sums)):
             self.refuse_losses(losses, sums, state, specs)
+        if self.sharding is not None:
+            self.sharding.drop_idle(media_of_rows(self.rows_of_step(state.position)), self.total)
         self.reach.check(batches, specs)
         norm = self.clip(state, specs, sums)
         learning_rate = self.schedule.at(state.step)
@@ -216,6 +227,11 @@ class Trainer:
         """Where the micro-batches of the step that begins at ``position`` begin."""
         return range(position, position + self.rows_per_step, self.rows_per_micro_batch)
 
+    def rows_of_step(self, position: int) -> list[TokenRow]:
+        """The rows of a step, of all processes."""
+        processes = range(self.accelerator.num_processes)
+        return [row for at in self.positions(position) for i in processes for row in self.loader.take(at, process=i)]
+
     def gather(self, position: int) -> list[Batch]:
         """This process's micro-batches of a step; they wait outside the device, where pixels would crowd it."""
         return [self.batches(start) for start in self.positions(position)]
@@ -245,7 +261,8 @@ class Trainer:
             encoded = batch if self.towers is None else self.towers.encode(batch)
             for index, spec in enumerate(specs):
                 last = number == len(batches) and index == len(specs) - 1
-                with contextlib.nullcontext() if last else self.accelerator.no_sync(prepared):
+                # Shares exchange gradients every time: whole ones are large, and layers skipped last would keep them.
+                with contextlib.nullcontext() if last or self.sharding else self.accelerator.no_sync(prepared):
                     loss_sum = prepared(encoded.inputs, encoded.labels, spec)
                     # Not Accelerate's: it divides by a number of micro-batches it takes from the environment.
                     (loss_sum * scale).backward()
@@ -273,13 +290,12 @@ class Trainer:
     def clip(self, state: TrainState, specs: Sequence[SliceSpec], sums: Sequence[float]) -> float:
         """Scale the gradient down to the largest norm allowed; return the norm it had."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        norm = whole_tensor(nn.utils.get_total_norm([p.grad for p in parameters]))
         # Before clipping: scaling by a norm that is not finite would spoil every gradient, and hide the culprit.
         if not math.isfinite(norm.item()):
-            names = [n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-            processes = range(self.accelerator.num_processes)
-            at = self.positions(state.position)
-            rows = [row.where for start in at for i in processes for row in self.loader.take(start, process=i)]
+            named = [(n, whole_tensor(p.grad)) for n, p in self.model.named_parameters() if p.grad is not None]
+            names = [name for name, gradient in named if not gradient.isfinite().all()]
+            rows = [row.where for row in self.rows_of_step(state.position)]
             self.diverge(Divergence(
                 step=state.step + 1, specs=[spec.name for spec in specs], loss_sums=list(sums),
                 gradient_norm=norm.item(), parameters=names, rows=rows,
@@ -322,7 +338,8 @@ class Trainer:
         if not self.validation:
             return
         with self.trained.measured():
-            scores = dict(zip((spec.name for spec in self.evaluated), self.evaluate(), strict=True))
+            found = self.evaluate() if self.sharding is None else self.sharding.within(self.evaluate)
+        scores = dict(zip((spec.name for spec in self.evaluated), found, strict=True))
         for spec in self.evaluated:
             self.report(validation_record(scores[spec.name], spec, step=state.step))
         if state.step == 0:
@@ -333,12 +350,17 @@ class Trainer:
 
     def evaluate(self) -> list[Score]:
         """The score of the validation rows under each spec that is to be measured; each process takes its share."""
-        mine = self.validation[self.accelerator.process_index :: self.accelerator.num_processes]
-        batches = score_batches(
-            self.model, mine, self.evaluated, collator=self.loader.collator, towers=self.towers, workers=self.workers,
-            batch_size=self.config.eval_batch_size or self.config.batch_size,
+        count, size = self.accelerator.num_processes, self.config.eval_batch_size or self.config.batch_size
+        mine = self.validation[self.accelerator.process_index :: count]
+        score = partial(
+            score_batches, self.model, specs=self.evaluated, collator=self.loader.collator, towers=self.towers,
+            batch_size=size,
         )  # fmt: skip
-        return [self.over_processes(score) for score in total(batches, self.evaluated)]
+        found = total(score(mine, workers=self.workers), self.evaluated)
+        if self.sharding is not None:  # processes of a divided model keep each other company to the last batch
+            for _ in range(math.ceil(math.ceil(len(self.validation) / count) / size) - math.ceil(len(mine) / size)):
+                list(score(self.validation[:1]))
+        return [self.over_processes(score) for score in found]
 
     def over_processes(self, score: Score) -> Score:
         """The sum of what the processes measured."""

@@ -13,6 +13,7 @@ from model.errors import ConfigError
 from model.slicing.spec import SliceSpec
 from model.tower_config import Modality
 from trainer.data.batch import Batch
+from trainer.data.supervise import TokenRow
 from trainer.divergence import shortened
 
 LAYER = re.compile(r"language_model\.layers\.(\d+)\.")
@@ -59,6 +60,16 @@ def media_of(batches: Sequence[Batch]) -> set[Modality]:
     if any(batch.inputs.images is not None for batch in batches):
         found.add(Modality.vision)
     if any(batch.inputs.audio is not None for batch in batches):
+        found.add(Modality.audio)
+    return found
+
+
+def media_of_rows(rows: Sequence[TokenRow]) -> set[Modality]:
+    """The same of rows that are not batches yet."""
+    found = {Modality.text}
+    if any(row.pictures for row in rows):
+        found.add(Modality.vision)
+    if any(row.recordings for row in rows):
         found.add(Modality.audio)
     return found
 

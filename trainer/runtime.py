@@ -16,16 +16,20 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
 from model.errors import ConfigError
 from trainer.config import Device, TrainerConfig
+from trainer.optimizers.config import OptimizerName
 
-# What the loop is written for: a whole model in every process. Anything else would divide up or rewrite it.
-SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
-REWRITING = (
-    "ACCELERATE_USE_FSDP",
-    "ACCELERATE_USE_DEEPSPEED",
-    "ACCELERATE_USE_MEGATRON_LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG",
-)
+# What the loop is written for: a whole model in every process, or one that FSDP2 divides up, which is ours to do.
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.FSDP)
+SHARDING = "ACCELERATE_USE_FSDP"
+REWRITING = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_USE_PARALLELISM_CONFIG")
 COMPILING = "ACCELERATE_DYNAMO_BACKEND"
+# What else of FSDP the environment may ask for, and is not done by those means.
+NOT_OF_SHARDING = {
+    "FSDP_OFFLOAD_PARAMS": "parameters stay on the device; take more processes, or trainer.per_layer_table=host",
+    "FSDP_ACTIVATION_CHECKPOINTING": "set trainer.recompute.text=full in its place",
+}
+# Optimizers that do not know shares: torch's fails at its first step, bitsandbytes' counts blocks over whole tensors.
+UNDIVIDED = frozenset({OptimizerName.adafactor, OptimizerName.adamw_8bit})
 
 
 def start(config: TrainerConfig, *, may_leave_unused: bool) -> Accelerator:
@@ -54,8 +58,8 @@ def start(config: TrainerConfig, *, may_leave_unused: bool) -> Accelerator:
     )
     if accelerator.distributed_type not in SUPPORTED:
         raise ConfigError(
-            f"Accelerate is set up for {accelerator.distributed_type.value}; each process trains a whole model here:"
-            f" launch with 'accelerate launch --multi_gpu', or torchrun (allowed: {', '.join(SUPPORTED)})"
+            f"Accelerate is set up for {accelerator.distributed_type.value}, which does not train here: launch with"
+            f" 'accelerate launch --multi_gpu', or torchrun (allowed: {', '.join(SUPPORTED)})"
         )
     if (launched := num_launched()) != accelerator.num_processes:
         raise ConfigError(
@@ -67,22 +71,57 @@ def start(config: TrainerConfig, *, may_leave_unused: bool) -> Accelerator:
 
 
 def refuse_environment() -> None:
-    """Raise ConfigError if Accelerate's environment variables would divide up or compile the model.
+    """Raise ConfigError if Accelerate's environment variables ask for what the loop is not written for.
 
     They come from ``accelerate launch`` and its config file. Its gradient accumulation and mixed precision are
     not among them: the loop uses neither.
     """
     for name in REWRITING:
-        if os.environ.get(name, "false").lower() in ("true", "1"):
+        if is_set(name):
             raise ConfigError(
-                f"the environment has {name}={os.environ[name]}; each process trains a whole model here: unset it, or"
-                " launch with 'accelerate launch --multi_gpu' and without a config file that asks for it"
+                f"the environment has {name}={os.environ[name]}, which does not train here: unset it; for a whole model"
+                " in each process launch with 'accelerate launch --multi_gpu', for one divided up among them with"
+                " 'accelerate launch --use_fsdp --fsdp_version 2' (conf/accelerate has config files of both)"
             )
+    if is_sharded():
+        if (version := os.environ.get("FSDP_VERSION", "1")) != "2":
+            raise ConfigError(
+                f"the environment has {SHARDING} with FSDP_VERSION={version}; only FSDP2 trains here: launch with"
+                " 'accelerate launch --use_fsdp --fsdp_version 2', or --config_file conf/accelerate/fsdp2.yaml"
+            )
+        for name, instead in NOT_OF_SHARDING.items():
+            if is_set(name):
+                raise ConfigError(f"the environment has {name}={os.environ[name]}, which is not done here: {instead}")
     backend = os.environ.get(COMPILING, "no")
     if backend.lower() != "no":
         raise ConfigError(
             f"the environment has {COMPILING}={backend}; the model is not compiled here: unset it, or launch with"
             " 'accelerate launch --dynamo_backend no'"
+        )
+
+
+def is_set(name: str) -> bool:
+    """Whether a variable of the environment says yes."""
+    return os.environ.get(name, "false").lower() in ("true", "1")
+
+
+def is_sharded() -> bool:
+    """Whether the model is divided up among processes, as their launcher says."""
+    return is_set(SHARDING)
+
+
+def is_resharded_after_forward() -> bool:
+    """Whether a layer that is divided up is so again as soon as it has run, as the launcher says."""
+    return os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() not in ("false", "0")
+
+
+def refuse_undivided(optimizer: OptimizerName) -> None:
+    """Raise ConfigError if the model is divided up and the optimizer cannot be; known before weights are read."""
+    if is_sharded() and optimizer in UNDIVIDED:
+        allowed = ", ".join(name for name in OptimizerName if name not in UNDIVIDED)
+        raise ConfigError(
+            f"optim.name is {optimizer}, which does not work on parameters that are divided up among processes"
+            f" ({SHARDING}); with FSDP2 choose one of {allowed}, or launch with 'accelerate launch --multi_gpu'"
         )
 
 

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -13,6 +16,8 @@ from model.inputs import Inputs
 from model.slicing.spec import SliceSpec
 from trainer.data.batch import Batch
 from trainer.loss import CHUNK_BYTES, linear_cross_entropy_sum
+
+T = TypeVar("T")
 
 
 def batch_loss_sum(model: Gemma3n | PeftModel, batch: Batch, spec: SliceSpec) -> Float[Tensor, ""]:
@@ -58,3 +63,7 @@ class SupervisedLoss(nn.Module):
         """The summed loss, which depends on the anchor where nothing else that is trained is behind it."""
         summed = loss_sum(base_of(self.model), inputs, labels, spec, chunk_bytes=self.chunk_bytes)
         return summed if self.anchor is None or summed.requires_grad else summed + 0 * self.anchor
+
+    def within(self, work: Callable[[], T]) -> T:
+        """Do something else with the model where a forward pass would be made; see ``trainer/sharding.py``."""
+        return work()

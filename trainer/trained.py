@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from model.errors import CheckpointError
 from trainer.average import Average
+from trainer.sharding import Sharding, gathered, share_of, shared_state
 from trainer.weights import Weights, copy_into
 
 WEIGHTS, OPTIMIZER_FILE, AVERAGE_FILE = "weights", "optimizer.pt", "average.pt"
@@ -31,30 +32,49 @@ class Trained:
 
     Args:
         parameters: What the optimizer moves, by name.
+        sharding: How the model is divided up; None where every process has all of it.
     """
 
     weights: Weights
     optimizer: Optimizer
     parameters: Mapping[str, nn.Parameter]
     average: Average | None
+    sharding: Sharding | None = None
 
-    def save(self, directory: Path) -> None:
-        """Write all of it into a directory in which an empty ``weights`` is.
+    def save(self, directory: Path, *, written: bool = True) -> None:
+        """Write all of it into a directory in which an empty ``weights`` is; called by every process.
+
+        Args:
+            directory: The same for all.
+            written: Whether it is this process that writes; others have shares to give where the model is divided up.
 
         Raises:
             OSError: It cannot be written.
         """
-        with self.measured():
-            self.weights.save(directory / WEIGHTS)
-        write_tensors(self.optimizer.state_dict(), directory / OPTIMIZER_FILE)
+        if self.sharding is None and not written:
+            return
+        # All that processes do together comes first: one that cannot write must not keep the others waiting.
+        states = self.optimizer.state_dict()
+        average: dict[str, Any] | None = None
         if self.average is not None:
             own = {name: parameter.detach() for name, parameter in self.parameters.items()}
-            write_tensors({"average": self.average.state_dict(), "trained": own}, directory / AVERAGE_FILE)
+            average = {"average": self.average.state_dict(), "trained": own}
+        if self.sharding is not None:
+            states, average = gathered(states, kept=written), gathered(average, kept=written)
+        with self.measured(), self.whole(kept=written):
+            if written:
+                self.weights.save(directory / WEIGHTS)
+        if written:
+            write_tensors(states, directory / OPTIMIZER_FILE)
+            if average is not None:
+                write_tensors(average, directory / AVERAGE_FILE)
 
     def load(self, directory: Path) -> None:
         """Put everything back to what it was when ``save`` was called."""
-        self.weights.load(directory / WEIGHTS)
-        self.optimizer.load_state_dict(read_tensors(directory / OPTIMIZER_FILE))
+        with self.whole(kept=True, changed=True):
+            self.weights.load(directory / WEIGHTS)
+        states = read_tensors(directory / OPTIMIZER_FILE)
+        self.optimizer.load_state_dict(states if self.sharding is None else shared_state(self.optimizer, states))
         if self.average is not None:
             stored = read_tensors(directory / AVERAGE_FILE)
             if differing := stored["trained"].keys() ^ self.parameters.keys():
@@ -62,8 +82,19 @@ class Trained:
                     f"{directory / AVERAGE_FILE}: has other trained tensors, as '{min(differing)}'; go on with the run"
                     " that wrote it"
                 )
-            copy_into({name: own.detach() for name, own in self.parameters.items()}, stored["trained"])
-            self.average.load_state_dict(stored["average"])
+            copy_into({name: own.detach() for name, own in self.parameters.items()}, self.shares(stored["trained"]))
+            averages = self.shares(stored["average"]["averages"])
+            self.average.load_state_dict({**stored["average"], "averages": averages})
+
+    def shares(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Whole tensors as the parameters of their names are: divided up, or not."""
+        if self.sharding is None:
+            return tensors
+        return {name: share_of(full, self.parameters[name]) for name, full in tensors.items()}
+
+    def whole(self, *, kept: bool, changed: bool = False) -> contextlib.AbstractContextManager[None]:
+        """As ``Sharding.whole``; where the model is not divided up, it is whole."""
+        return contextlib.nullcontext() if self.sharding is None else self.sharding.whole(kept=kept, changed=changed)
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[None]:

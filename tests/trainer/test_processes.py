@@ -43,7 +43,7 @@ def launch_two(wishes: dict[str, Any]) -> None:
     )  # fmt: skip
 
 
-def assert_the_same_but_for_rounding(one: Path, two: Path, *, loss: float = 1e-5, later_norms: float = 1e-4) -> None:
+def assert_the_same_but_for_rounding(one: Path, two: Path, *, loss: float = 1e-5, later_norms: float = 5e-4) -> None:
     """Compare the records of two runs.
 
     Args:
@@ -114,8 +114,7 @@ def test_accumulation_in_the_environment_does_not_change_the_gradient(
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("ACCELERATE_USE_FSDP", "true"), ("ACCELERATE_USE_DEEPSPEED", "true"),
-                        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")],
+    ("name", "value"), [("ACCELERATE_USE_DEEPSPEED", "true"), ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")],
 )  # fmt: skip
 def test_what_the_loop_is_not_written_for_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
@@ -126,6 +125,6 @@ def test_what_the_loop_is_not_written_for_is_refused(
 
 
 def test_another_kind_of_distribution_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
-    with pytest.raises(ConfigError, match="Accelerate is set up for FSDP"):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
+    with pytest.raises(ConfigError, match="Accelerate is set up for DEEPSPEED"):
         start(trainer_config(tmp_path), may_leave_unused=False)

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several short runs, one after the other, in each of several processes: joining them takes longest.
+
+accelerate launch … -m tests.trainer.process_runs '[{"output": "…", "sharded": true, …}, …]'
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import tests.torchvision_operators  # noqa: F401 - before peft, which imports it by way of transformers
+from model.adapter.lora import AdapterConfig
+from model.freezing import Part
+from model.recompute import RecomputeConfig
+from tests.trainer.parts import Hook, elastic, media_trainer, tiny_trainer, trainer_config
+from trainer.average import AverageConfig
+from trainer.elastic import ElasticPolicy
+from trainer.loop import Trainer
+from trainer.retention import CHECKPOINTS, checkpoint_at
+from trainer.runtime import SHARDING
+from trainer.sinks import METRICS_FILE, read_records
+
+ENDING_FILE = "ending_{}.txt"
+
+
+def build(wishes: dict[str, Any]) -> Trainer:
+    """A run as it is wished for.
+
+    ``sharded``: by FSDP2; ``goes_on_from``: the directory of a run to go on with, a copy of it, after ``step``;
+    ``asked_to_stop``: the process that is sent SIGTERM after the first step.
+    """
+    wishes = dict(wishes)
+    os.environ[SHARDING], os.environ["FSDP_VERSION"] = str(wishes.pop("sharded", False)).lower(), "2"
+    output = Path(wishes.pop("output"))
+    if (source := wishes.pop("goes_on_from", None)) is not None:
+        wishes["resume"] = True
+        if os.environ.get("RANK", "0") == "0":
+            copy_until(Path(source), output, step=wishes.pop("step"))
+        wishes.pop("step", None)
+    policy, names = ElasticPolicy(wishes.pop("policy", "off")), wishes.pop("names", ("full", "short"))
+    targets, media = wishes.pop("adapter", None), wishes.pop("media", False)
+    adapter = None if targets is None else AdapterConfig(rank=4, alpha=8, dropout=0.0, targets=targets)
+    frozen = [Part(name) for name in wishes.pop("frozen", [])]
+    stopped = wishes.pop("asked_to_stop", None)
+    wishes["average"] = AverageConfig(decay=wishes.pop("decay", None))
+    config = trainer_config(output, recompute=RecomputeConfig(**wishes.pop("recompute", {})), **wishes)
+    torch.manual_seed(0)  # before the factors of an adapter are drawn
+    if media:
+        return media_trainer(config, adapter=adapter, frozen=frozen, elastic_config=elastic(policy, names))
+    hooks = [Hook(1, lambda: os.kill(os.getpid(), signal.SIGTERM))] if os.environ.get("RANK") == str(stopped) else []
+    return tiny_trainer(
+        config, elastic_config=elastic(policy, names), adapter=adapter, num_validation=5, more_sinks=hooks
+    )
+
+
+def copy_until(source: Path, target: Path, *, step: int) -> None:
+    """A run as it was after ``step`` steps, of which it has a checkpoint."""
+    shutil.copytree(source, target, symlinks=True)
+    for path in (target / CHECKPOINTS).iterdir():
+        if path != checkpoint_at(target, step):
+            shutil.rmtree(path)
+    kept = [json.dumps(record) + "\n" for record in read_records(source / METRICS_FILE) if record["step"] <= step]
+    (target / METRICS_FILE).write_text("".join(kept), encoding="utf-8")
+
+
+def main(runs: list[dict[str, Any]]) -> None:
+    torch.set_num_threads(1)
+    for wishes in runs:
+        trainer = build(wishes)
+        trainer.fit()
+        process, ending = trainer.accelerator.process_index, trainer.ending
+        (trainer.run.directory / ENDING_FILE.format(process)).write_text(str(ending), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
