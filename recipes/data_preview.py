@@ -29,7 +29,7 @@ from trainer.data.config import DataConfig, LongRows
 from trainer.data.example import Example
 from trainer.data.faults import Fault
 from trainer.data.sources import Source, sources_of
-from trainer.data.supervise import Limits, Maker, TokenRow, pieces, row_of
+from trainer.data.supervise import Limits, Maker, TokenRow, pieces
 
 TOKENIZER_FILES = ("*.json", "*.jinja", "tokenizer.model")  # of a checkpoint on the hub
 PUBLISHED = "e4b"  # of conf/model: which marks media have, where only a tokenizer is given
@@ -123,7 +123,7 @@ class Walk:
     def tokenized(self, example: Example, maker: Maker) -> TokenRow | Fault:
         """An example as tokens, however many."""
         try:
-            return row_of(example, self.processor, maker.media_ids, supervise=maker.limits.supervise)
+            return maker.whole_row(example)
         except InputError as error:
             return Fault(example.where, f"{example.field}: {error}")
 

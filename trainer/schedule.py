@@ -58,9 +58,13 @@ class ScheduleConfig:
 
     def num_decay_steps(self, max_steps: int) -> int:
         """Steps in which the rate falls, at the end of a run of ``max_steps``."""
-        if self.decay_share is not None:
-            return max(1, round(self.decay_share * max_steps))
-        return max_steps - self.num_warmup_steps(max_steps)
+        rest = max_steps - self.num_warmup_steps(max_steps)
+        if self.decay_share is None:
+            return rest
+        falling = max(1, round(self.decay_share * max_steps))
+        # Two shares of one whole may both be rounded up.
+        fit = self.warmup_share is not None and self.warmup_share + self.decay_share <= 1
+        return min(falling, rest) if fit else falling
 
 
 @dataclass(frozen=True, kw_only=True)

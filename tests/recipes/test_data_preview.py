@@ -26,7 +26,7 @@ from tests.trainer.parts import (
     tiny_media_tokenizer,
     write_jsonl,
 )
-from trainer.data.config import DataConfig, LongRows, OnBadRow
+from trainer.data.config import DataConfig, LongRows, OnBadRow, OnPreference
 from trainer.data.dataset import read_rows
 from trainer.data.lengths import Spread, bars
 from trainer.data.pack import pack_rows
@@ -293,3 +293,14 @@ def test_bars_hold_every_row_once() -> None:
         for bar in found:
             assert bar.num_rows == sum(bar.first <= length <= bar.last for length in lengths)
         assert all(left.last + 1 == right.first for left, right in pairwise(found))
+
+
+def test_both_sides_of_a_pair_are_looked_at_as_in_training(preview: Callable[..., str], tmp_path: Path) -> None:
+    pairs = [{"prompt": "a", "chosen": "b", "rejected": word} for word in ("c", "<start_of_turn>")]
+    path = write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    found = json.loads(preview(f"data.train=[{path}]", "data.preference=chosen", "json=true"))
+    assert found["report"]["rows_bad"] == 1
+    assert found["report"]["bad_rows"][0]["where"] == f"{path}:2"
+    data = DataConfig(train=[str(path)], preference=OnPreference.chosen, on_bad_row=OnBadRow.skip)
+    train, _ = read_rows(data, tiny_media_processor(), seed=0)
+    assert train.num_bad == 1

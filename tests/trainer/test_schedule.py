@@ -113,6 +113,13 @@ def test_a_warm_up_may_take_the_whole_run() -> None:
     assert rates(Decay.cosine, warmup_steps=10)[-1] == pytest.approx(10 / 11)
 
 
+@pytest.mark.parametrize("max_steps", range(1, 40))
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.8])
+def test_shares_of_one_whole_fit_a_run_of_any_length(share: float, max_steps: int) -> None:
+    changes = {"warmup_share": share, "decay_share": 1 - share}
+    assert all(0 < rate <= 1 for rate in rates(Decay.wsd, max_steps=max_steps, **changes))
+
+
 def test_a_wsd_without_room_for_its_decay_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"takes 4 steps and the decay 7 \(decay_share 0\.7\), but the run has 10"):
         rates(Decay.wsd, warmup_steps=4, decay_share=0.7)

@@ -86,7 +86,7 @@ def made_rows(sources: Sequence[Source], data: DataConfig, processor: Processor)
                 digests.extend([example.digest()] * len(found))
         places.append(range(start, len(rows)))
     maker.finish()
-    return SourceRows(token_rows(rows, maker), places, digests)
+    return SourceRows(token_rows(rows, maker), places, digests, maker.num_media_unseen)
 
 
 def described(sources: Sequence[Source], data: DataConfig, processor: Processor) -> dict[str, Any]:

@@ -55,13 +55,20 @@ class Example:
         """Those of all turns, whole."""
         return tuple(recording for message in self.messages for recording in message.recordings)
 
+    @property
+    def shows_media(self) -> bool:
+        """Whether there is an image or sound in it, the answer that was not preferred included."""
+        messages = (*self.messages, *(self.rejected or ()))
+        return any(not isinstance(part, str) for message in messages for part in message.parts)
+
     def digest(self) -> bytes:
         """A hash of what is said and shown: the same for the same content, in whatever format and place.
 
-        Media in files count by their files' names, so that moving a directory changes nothing.
+        Media in files count by their files' names, so that moving a directory changes nothing. Of a pair its chosen
+        side counts, which is what is learnt: one answer may stand beside several that were rejected.
         """
         digest = hashlib.sha256()
-        for message in (*self.messages, *(self.rejected or ())):
+        for message in self.messages:
             for kind, content in ((message.role.encode(), b""), *map(content_of, message.parts)):
                 # Each with its length: "ab" and "c" are not "a" and "bc".
                 digest.update(b"%s %d " % (kind, len(content)) + content)

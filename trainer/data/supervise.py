@@ -108,6 +108,7 @@ class Maker:
     num_rows: int = 0
     num_skipped: int = 0
     num_truncated: int = 0
+    num_media_unseen: int = 0  # examples with images or sound, of which no row has any
     faults: list[Fault] = field(default_factory=list)
     too_long: list[Fault] = field(default_factory=list)
 
@@ -120,11 +121,22 @@ class Maker:
         if isinstance(example, Fault):
             self.faults.append(example)
             return []
+        found = self.rows_within_limits(example)
+        if example.shows_media and not any(row.media for row in found):
+            self.num_media_unseen += 1
+        return found
+
+    def whole_row(self, example: Example) -> TokenRow:
+        """What is learnt of an example, however long; raises as ``row_of``."""
+        if example.rejected is None:
+            return row_of(example, self.processor, self.media_ids, supervise=self.limits.supervise)
+        # Both sides are looked at, though one is learnt.
+        return pair_of(example, self.processor, self.media_ids, supervise=self.limits.supervise).chosen
+
+    def rows_within_limits(self, example: Example) -> list[TokenRow]:
+        """As ``rows``, of what is no fault already."""
         try:
-            if example.rejected is None:
-                row = row_of(example, self.processor, self.media_ids, supervise=self.limits.supervise)
-            else:  # both are looked at, though one is learnt
-                row = pair_of(example, self.processor, self.media_ids, supervise=self.limits.supervise).chosen
+            row = self.whole_row(example)
         except InputError as error:
             self.faults.append(Fault(example.where, f"{example.field}: {error}"))
             return []

@@ -97,11 +97,14 @@ class SourceRows:
         found: All of them.
         places: Those of each source among them.
         digests: A hash of what each row says, where that is asked for.
+        num_media_unseen: How many had images or sound and are not among the rows, or without them: others may be
+            found in those files the next time. Nothing of such a set is kept.
     """
 
     found: TokenRows
     places: Sequence[range]
     digests: Sequence[bytes] = ()
+    num_media_unseen: int = 0
 
 
 @dataclass(frozen=True)
@@ -148,9 +151,9 @@ class TokenCache:
             return kept
         made = make()
         rows = made.found.rows
-        if with_media := sum(bool(row.media) for row in rows):
+        if with_media := sum(bool(row.media) for row in rows) + made.num_media_unseen:
             self.say(
-                f"data.token_cache: {with_media:,} of {len(rows):,} rows have images or sound; only sets of text alone"
+                f"data.token_cache: {with_media:,} of {len(rows) + made.num_media_unseen:,} rows have images or sound; only sets of text alone"
                 " are kept, and this one is tokenised in every run"
             )
             return made

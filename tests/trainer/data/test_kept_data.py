@@ -14,7 +14,7 @@ import torch
 
 from model.errors import InputError
 from model.processor.chat import Role
-from tests.trainer.parts import tiny_processor
+from tests.trainer.parts import picture_bytes, tiny_media_processor, tiny_processor
 from trainer.data import dataset
 from trainer.data.config import DataConfig, LongRows, OnBadRow, OnPreference, RowFormat, SourceConfig, SuperviseConfig
 from trainer.data.config import Turns as AllOrLast
@@ -154,3 +154,23 @@ def test_a_damaged_entry_is_told_and_made_anew(folder: Path, capsys: pytest.Capt
     assert_rows_equal(found, fresh)
     assert path.read_bytes() == whole
     assert "is damaged (its checksum is another); its rows are made anew" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lost", ["for its file", "for its length"])
+def test_nothing_is_kept_of_a_set_that_lost_rows_with_media(tmp_path: Path, lost: str) -> None:
+    # What such a row is depends on a file that no hash of the data knows, though no row that is left has media.
+    shown = messages("what? <image_soft_token>", "b") | {"images": ["p.png"]}
+    path = write(tmp_path / "a.jsonl", [messages("a", "b"), shown])
+    if lost == "for its length":
+        (tmp_path / "p.png").write_bytes(picture_bytes(1))
+    length = 20 if lost == "for its length" else 100
+    data = DataConfig(
+        train=[str(path)], token_cache=tmp_path / "cache", max_length_tokens=length, long_rows=LongRows.skip,
+        on_bad_row=OnBadRow.skip,
+    )  # fmt: skip
+    before, _ = read_rows(data, tiny_media_processor(), seed=0)
+    assert len(before.rows) == 1
+    assert not list((tmp_path / "cache").glob(f"*{SUFFIX}"))
+    (tmp_path / "p.png").write_bytes(picture_bytes(1))
+    after, _ = read_rows(dataclasses.replace(data, max_length_tokens=100), tiny_media_processor(), seed=0)
+    assert len(after.rows) == 2

@@ -15,7 +15,7 @@ from rich.console import Console
 from model.errors import InputError
 from tests.trainer.parts import picture_bytes, tiny_media_processor, tiny_processor, write_jsonl
 from trainer.data.collate import Collator
-from trainer.data.config import DataConfig, OnBadRow, SourceConfig
+from trainer.data.config import DataConfig, OnBadRow, OnPreference, SourceConfig
 from trainer.data.dataset import read_rows
 from trainer.data.inspection import inspect, without_damage
 from trainer.data.loader import Loader
@@ -191,3 +191,13 @@ def test_rows_with_damaged_media_are_skipped_and_counted_if_so_wished(
     assert [row.where for row in left.rows] == [f"{path}:1", f"{path}:3"]
     assert left.num_bad == 1
     assert "a.jsonl:2: messages: image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wanted", [0.5, 10.0])
+def test_an_answer_beside_several_rejected_ones_is_on_one_side(tmp_path: Path, wanted: float) -> None:
+    pairs = [row | {"chosen": row.pop("completion")} for row in asked(*names("a", 20))]
+    rows = [pair | {"rejected": other} for pair in pairs for other in ("no", "never", "not at all")]
+    path = str(write_jsonl(tmp_path / "a.jsonl", rows))
+    train, validation = read(train=[path], held_out=wanted, preference=OnPreference.chosen)
+    assert not set(train) & set(validation)
+    assert set(Counter(train).values()) == set(Counter(validation).values()) == {3}
