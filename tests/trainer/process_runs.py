@@ -18,6 +18,7 @@ import torch
 
 import tests.torchvision_operators  # noqa: F401 - before peft, which imports it by way of transformers
 from model.adapter.lora import AdapterConfig
+from model.adapter.targets import TargetSet
 from model.freezing import Part
 from model.recompute import RecomputeConfig
 from tests.trainer.parts import Hook, elastic, media_trainer, tiny_trainer, trainer_config
@@ -47,7 +48,7 @@ def build(wishes: dict[str, Any]) -> Trainer:
         wishes.pop("step", None)
     policy, names = ElasticPolicy(wishes.pop("policy", "off")), wishes.pop("names", ("full", "short"))
     targets, media = wishes.pop("adapter", None), wishes.pop("media", False)
-    adapter = None if targets is None else AdapterConfig(rank=4, alpha=8, dropout=0.0, targets=targets)
+    adapter = targets and AdapterConfig(rank=4, alpha=8, dropout=0.0, targets=[TargetSet(name) for name in targets])
     frozen = [Part(name) for name in wishes.pop("frozen", [])]
     stopped = wishes.pop("asked_to_stop", None)
     wishes["average"] = AverageConfig(decay=wishes.pop("decay", None))
