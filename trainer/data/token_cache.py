@@ -151,10 +151,11 @@ class TokenCache:
             return kept
         made = make()
         rows = made.found.rows
-        if with_media := sum(bool(row.media) for row in rows) + made.num_media_unseen:
+        unseen = made.num_media_unseen
+        if with_media := sum(bool(row.media) for row in rows) + unseen:
             self.say(
-                f"data.token_cache: {with_media:,} of {len(rows) + made.num_media_unseen:,} rows have images or sound; only sets of text alone"
-                " are kept, and this one is tokenised in every run"
+                f"data.token_cache: {with_media:,} of {len(rows) + unseen:,} rows have images or sound; only sets of"
+                " text alone are kept, and this one is tokenised in every run"
             )
             return made
         if describe() != about:
