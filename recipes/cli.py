@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 RECIPES = {
     "train": "train a model, or an adapter on it, at one size or elastically",
+    "estimate": "tell how much memory a training run takes",
     "plan": "tell what a sub-model costs, or which one a budget allows",
     "slice": "cut a smaller model out of a checkpoint",
     "verify": "check a checkpoint: tensors, checksums, lineage",

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tell how much memory a training run takes at its peak, without running it; neither weights nor data are read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+import torch
+
+from model.adapter.lora import AdapterConfig
+from model.checkpoint.names import modality_of
+from model.config import CONFIG_FILE, ModelConfig
+from model.errors import ConfigError
+from model.freezing import Part as Frozen
+from model.layers.embedding import TablePlacement
+from model.processor.processor import Processor
+from model.slicing.spec import SliceConfig
+from model.tower_config import Modality
+from recipes.build import build_processor, find_config
+from recipes.estimate_report import RUNTIME, Report, process_bytes
+from recipes.locate import find_checkpoint
+from recipes.program import start
+from recipes.shape import ShapeConfig
+from trainer.config import Device, TrainerConfig
+from trainer.data.config import DataConfig
+from trainer.elastic import ElasticConfig
+from trainer.estimate import CUDA_CONTEXT_BYTES, Planned, estimate, savings, trained_names, trains_table
+from trainer.optim import OptimConfig
+from trainer.schedule import ScheduleConfig
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+class Where(StrEnum):
+    """What the run would be on."""
+
+    auto = "auto"  # as trainer.device says, on this machine
+    cpu = "cpu"
+    cuda = "cuda"  # also where there is none
+
+
+@dataclass(kw_only=True, slots=True)
+class EstimateRecipe:
+    """Tell how much memory a training run takes at its peak, without running it.
+
+    Takes the words of ``matslice train``, of which none must be given but model= or checkpoint=. Counted is one
+    process's step on full rows of text: of data.pack_tokens, or of data.max_length_tokens, with a label at every
+    token. Neither data nor weights are read.
+    """
+
+    data: DataConfig
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    trainer: TrainerConfig
+    elastic: ElasticConfig
+    sizes: dict[str, SliceConfig]  # the whole model is counted, whatever is trained beside it
+    adapter: AdapterConfig | None = None  # null trains every weight
+    model: ShapeConfig | None = None
+    checkpoint: str | None = None  # directory or hub name of published weights, of which the config is read
+    tokenizer: Path | None = None  # read for its own memory, if it is there
+    modalities: list[Modality] | None = None  # towers to load; null = those that are trained
+    freeze: list[Frozen] = field(default_factory=list)  # left untrained: text, vision, audio, embedders; adapter=none
+    freeze_matching: list[str] = field(default_factory=list)  # the same by expressions for full parameter names
+    where: Where = Where.auto  # the run would be: auto takes this machine's GPU if it has one
+    compare: bool = True  # also tell what other settings would save
+    json: bool = False  # print it as JSON instead
+
+
+def run(recipe: EstimateRecipe) -> None:
+    """Print what is estimated."""
+    planned = planned_of(recipe)
+    on_cuda = is_on_cuda(recipe)
+    processor = read_tokenizer(recipe, planned.config)
+    apart = {RUNTIME: CUDA_CONTEXT_BYTES if on_cuda else process_bytes()}
+    del processor
+    found = estimate(planned, apart, on_cuda=on_cuda)
+    others = savings(planned, found, on_cuda=on_cuda) if recipe.compare else {}
+    report = Report(planned, found, others, on_cuda=on_cuda)
+    if recipe.json:
+        print(json.dumps(report.as_json(), indent=2))
+    else:
+        report.print()
+
+
+def planned_of(recipe: EstimateRecipe) -> Planned:
+    """The step that a recipe asks for.
+
+    Raises:
+        ConfigError: Something contradicts something else, or there is no model.
+    """
+    checkpoint = None if recipe.checkpoint is None else find_checkpoint(recipe.checkpoint, files=[CONFIG_FILE])
+    if checkpoint is None and recipe.model is None:
+        raise ConfigError(
+            "estimate: no model is given; say checkpoint=DIRECTORY, or model=e4b (or another of conf/model)"
+        )
+    config = find_config(checkpoint, recipe.model)
+    if recipe.modalities is not None:
+        config = config.only(recipe.modalities)
+    width = recipe.data.pack_budget or recipe.data.max_length_tokens
+    if width > (most := config.text.max_position_embeddings) and recipe.data.max_length_tokens > most:
+        raise ConfigError(
+            f"data.max_length_tokens is {recipe.data.max_length_tokens}, but the model has {most} positions"
+            " (max_position_embeddings); lower it"
+        )
+    if recipe.adapter is not None and (recipe.freeze or recipe.freeze_matching):
+        raise ConfigError("freeze: an adapter's base is frozen anyway; leave freeze out")
+    planned = Planned(
+        config=config, adapter=recipe.adapter, optim=recipe.optim, trainer=recipe.trainer, width=width,
+        document=min(width, recipe.data.max_length_tokens), workers=recipe.data.workers, freeze=tuple(recipe.freeze),
+        freeze_matching=tuple(recipe.freeze_matching),
+    )  # fmt: skip
+    if recipe.trainer.per_layer_table is not TablePlacement.device and trains_table(planned):
+        raise ConfigError(
+            f"trainer.per_layer_table is {recipe.trainer.per_layer_table}, but the table is trained, and one that is"
+            " not on the device cannot be; set trainer.per_layer_table=device, or train an adapter without it, or"
+            " freeze=[text]"
+        )
+    if recipe.adapter is not None and recipe.modalities is None:  # rows of text need no other tower
+        trained = map(modality_of, trained_names(planned))
+        planned = dataclasses.replace(planned, config=config.only({Modality.text, *trained}))
+    return planned
+
+
+def is_on_cuda(recipe: EstimateRecipe) -> bool:
+    """Whether the run would be on a GPU."""
+    if recipe.where is Where.auto:
+        return recipe.trainer.device is Device.auto and torch.cuda.is_available()
+    return recipe.where is Where.cuda
+
+
+def read_tokenizer(recipe: EstimateRecipe, config: ModelConfig) -> Processor | None:
+    """Tokenizer and preparation of media, if they are on this machine: they take memory, too."""
+    places = (recipe.tokenizer, None if recipe.checkpoint is None else Path(recipe.checkpoint))
+    directory = next((place for place in places if place is not None and (place / TOKENIZER_FILE).is_file()), None)
+    return None if directory is None else build_processor(directory, None, config)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run from a command line; return the exit status."""
+    return start("estimate", EstimateRecipe, run, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
