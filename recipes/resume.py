@@ -29,7 +29,7 @@ OURS = ("resume", "fork")
 # What a resumed run may change. Places are among it: they may have moved, and what is in them is compared.
 MAY_CHANGE = frozenset({
     "checkpoint", "tokenizer", "data.train", "data.validation", "data.max_validation_examples", "data.check_media",
-    "data.workers", "data.soft_token_cache",
+    "data.workers", "data.token_cache", "data.soft_token_cache",
     *(f"trainer.{key}" for key in FREE_TO_CHANGE - {"output", "epochs", "resume"}),
 })  # fmt: skip
 
@@ -73,10 +73,12 @@ def refuse_change(key: str, one: Override, stored: DictConfig, cfg: DictConfig) 
     allowed = key in MAY_CHANGE or any(key.startswith(f"{known}.") for known in MAY_CHANGE)
     before, now = as_plain(OmegaConf.select(stored, key)), as_plain(OmegaConf.select(cfg, key))
     if not allowed and before != now:
-        if isinstance(now, dict):  # a file of a group
-            before, now = "as the run was begun", one.value()
+        if isinstance(before, dict) or isinstance(now, dict):  # a file of a group
+            was, is_now = "was another when the run was begun", str(one.value())
+        else:
+            was, is_now = f"was {in_yaml(before)}", in_yaml(now)
         raise ConfigError(
-            f"{key}: was {before!r}, now {now!r}; a run that goes on cannot change it. Leave it out, or begin a new run"
+            f"{key}: {was}, now {is_now}; a run that goes on cannot change it. Leave it out, or begin a new run"
             " from the weights of this one: fork=true trainer.output=…"
         )
 
@@ -114,6 +116,11 @@ def fork_source(run: Path) -> tuple[Path, dict[str, Any]]:
 def same_place(one: Path, other: Path) -> bool:
     """Whether two names are of the same directory."""
     return one.resolve() == other.resolve()
+
+
+def in_yaml(value: Any) -> str:
+    """A value as it is said on a command line."""
+    return "null" if value is None else str(value)
 
 
 def as_plain(value: Any) -> Any:

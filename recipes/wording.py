@@ -11,7 +11,7 @@ import difflib
 import re
 import traceback
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, get_type_hints
 
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -39,6 +39,7 @@ NOT_OF_KIND = re.compile(
 NOT_A_CHOICE = re.compile(r"Invalid value (?P<value>'.*'), expected one of \[(?P<choices>.*)\]")
 NOT_A_GROUP = re.compile(r"Could not override '(?P<key>[^']*)'\. No match in the defaults list")
 NOT_A_SLICE = re.compile(r"Invalid type assigned: dict is not a subclass of SliceConfig")
+NOT_A_VALUE = re.compile(r"Invalid type assigned: \w+ is not a subclass of \w+\. value: (?P<value>.*)")
 NOT_TEXT = re.compile(r"Cannot convert '(?P<kind>\w+)' to string")
 
 
@@ -109,6 +110,8 @@ def explain_value(error: OmegaConfBaseException) -> str:
                 f"sizes.{where}: a size is added from a file and then changed, as in"
                 f" +slice@sizes.{where}=full sizes.{where}.name={where} sizes.{where}.ffn_widths=[…]"
             )
+        if (found := NOT_A_VALUE.match(first_line)) and (own := keys_within(error)):
+            return f"{where} is {found['value']}; it has values of its own, as in {where}.{own[0]}=…: {listed(own)}"
         if "is not a ListConfig, list or tuple" in first_line:
             return f"{where} is a single value; it must be a list, as in {where}=[…]"
     return f"{where}: {first_line}"
@@ -127,6 +130,14 @@ def keys_of(error: OmegaConfBaseException) -> list[str]:
         return [known.name for known in dataclasses.fields(error.object_type)]
     parent: Any = error.parent_node
     return [str(key) for key in parent or ()] if isinstance(parent, DictConfig) else []
+
+
+def keys_within(error: OmegaConfBaseException) -> list[str]:
+    """What there is within a key that was given a single value."""
+    if not dataclasses.is_dataclass(error.object_type):
+        return []
+    kind = get_type_hints(error.object_type).get(str(error.key))
+    return [known.name for known in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
 
 
 def check_keys(cfg: DictConfig, *, parent: str = "") -> None:

@@ -31,9 +31,9 @@ class AverageConfig:
 
     def __post_init__(self) -> None:
         if self.decay is not None and not (math.isfinite(self.decay) and 0 <= self.decay < 1):
-            raise ConfigError(f"average.decay is {self.decay}; it must be a share in [0, 1), such as 0.999")
+            raise ConfigError(f"trainer.average.decay is {self.decay}; it must be a share in [0, 1), such as 0.999")
         if self.every < 1:
-            raise ConfigError(f"average.every is {self.every}; it must be at least 1 step")
+            raise ConfigError(f"trainer.average.every is {self.every}; it must be at least 1 step")
 
 
 class Average:

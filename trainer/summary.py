@@ -14,6 +14,7 @@ from rich.table import Table
 from trainer.metrics import Record
 
 SUMMARY_FILE = "summary.json"
+NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +34,14 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class SizeSummary:
-    """One sub-model over a run; ``before`` is None where nothing was measured ahead of the first step."""
+    """One sub-model over a run; ``before`` is None where nothing was measured ahead of the first step.
+
+    ``after`` and ``best`` are None where nothing was measured since, as of a run that was stopped before it was due.
+    """
 
     before: Measured | None
-    after: Measured
-    best: Measured  # the lowest loss of all after a step
+    after: Measured | None
+    best: Measured | None  # the lowest loss of all after a step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +83,9 @@ def summarize(records: Iterable[Record]) -> Summary:
 def over_run(found: list[Measured]) -> SizeSummary:
     """One sub-model's measurements, in order, put together."""
     before = next((one for one in found if one.step == 0), None)
-    trained = [one for one in found if one.step > 0] or found
-    return SizeSummary(before=before, after=trained[-1], best=min(trained, key=lambda one: one.loss))
+    trained = [one for one in found if one.step > 0]
+    best = min(trained, key=lambda one: one.loss, default=None)
+    return SizeSummary(before=before, after=trained[-1] if trained else None, best=best)
 
 
 def median(records: list[Record], key: str) -> float | None:
@@ -100,11 +105,12 @@ def summary_table(summary: Summary) -> Table:
             change(size, lambda one: f"{one.loss:.4f}"),
             change(size, lambda one: f"{one.perplexity:.2f}"),
             change(size, lambda one: f"{one.accuracy:.3f}"),
-            f"{size.best.loss:.4f} ({size.best.step})",
+            NOT_MEASURED if size.best is None else f"{size.best.loss:.4f} ({size.best.step})",
         )
     return table
 
 
 def change(size: SizeSummary, said: Callable[[Measured], str]) -> str:
     """A figure before and after."""
-    return said(size.after) if size.before is None else f"{said(size.before)} → {said(size.after)}"
+    after = NOT_MEASURED if size.after is None else said(size.after)
+    return after if size.before is None else f"{said(size.before)} → {after}"

@@ -54,10 +54,12 @@ def test_a_run_that_was_moved_goes_on_where_it_is(stopped: Path, tmp_path: Path)
     ("word", "told"),
     [
         ("trainer.max_steps=5", "trainer.max_steps: was 4, now 5; a run that goes on cannot change it"),
+        ("adapter=none", "adapter: was another when the run was begun, now none; a run that goes on cannot change it"),
+        ("data.pack_tokens=4096", "data.pack_tokens: was null, now 4096; a run that goes on cannot change it"),
         ("trainer.seed=1", "trainer.seed: was 0, now 1"),
         ("optim.learning_rate=0.5", "optim.learning_rate: was "),
         ("adapter.rank=3", "adapter.rank: was 16, now 3"),
-        ("schedule=constant", "schedule: was 'as the run was begun', now 'constant'"),
+        ("schedule=constant", "schedule: was another when the run was begun, now constant;"),
         ("trainer.output=elsewhere", "trainer.output: was "),
         ("experiment=demo", "experiment=demo: beside resume=… give single values"),
         ("trainer.log_evry=5", "did you mean 'log_every'?"),

@@ -55,6 +55,10 @@ def measured(*more: str) -> Words:
 
 
 COMMANDS: dict[str, tuple[Words, str]] = {
+    "a value for what has values of its own": (
+        trained("trainer.early_stopping=3"),
+        "trainer.early_stopping is 3; it has values of its own, as in trainer.early_stopping.patience=…",
+    ),
     "unknown recipe": (words("tarin"), "there is no recipe 'tarin'; there are train, plan, slice"),
     "recipe of nearly that name": (words("generat"), "did you mean 'generate'?"),
     "misspelt key": (sliced("ouput=x"), "ouput: there is no such key; allowed are checkpoint, output, slice"),

@@ -39,6 +39,10 @@ def test_each_sub_model_has_what_it_was_and_what_it_became() -> None:
     summary = summarize(LOG)
     full, half = summary.sizes["full"], summary.sizes["half"]
     assert full.before is not None
+    assert full.after is not None
+    assert full.best is not None
+    assert half.after is not None
+    assert half.best is not None
     assert (full.before.loss, full.after.loss, full.best.loss, full.best.step) == (5.0, 2.25, 2.0, 2)
     assert (half.after.loss, half.best.step) == (2.4, 3)
 
@@ -50,8 +54,18 @@ def test_figures_of_steps_are_medians_and_the_last_loss() -> None:
 
 
 def test_the_base_is_never_the_best_of_what_was_trained() -> None:
-    worse = summarize([measured(0, "full", 1.0), step(1, 1.0, 1.0), measured(1, "full", 3.0)])
-    assert (worse.sizes["full"].best.loss, worse.sizes["full"].after.loss) == (3.0, 3.0)
+    worse = summarize([measured(0, "full", 1.0), step(1, 1.0, 1.0), measured(1, "full", 3.0)]).sizes["full"]
+    assert worse.best is not None
+    assert worse.after is not None
+    assert (worse.best.loss, worse.after.loss) == (3.0, 3.0)
+
+
+def test_what_was_not_measured_since_is_not_said_to_be_as_before() -> None:
+    summary = summarize([measured(0, "full", 5.0), step(1, 4.0, 10.0)])
+    assert (summary.sizes["full"].after, summary.sizes["full"].best) == (None, None)
+    text = io.StringIO()
+    Console(file=text, width=200).print(summary_table(summary))
+    assert "5.0000 → not measured" in text.getvalue()
 
 
 def test_runs_that_measured_nothing_before_or_at_all_are_summed_up_too() -> None:
