@@ -5,15 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
+from model.errors import InputError
 from trainer.data.config import DataConfig, LongRows, OnBadRow
 from trainer.data.faults import NUM_SHOWN, Fault, in_lines
 from trainer.data.lengths import Spread, bars
-from trainer.data.mixture import times
+from trainer.data.mixture import held_out, times
 from trainer.data.pack import Packs, pack
 
 WIDEST_BAR = 40  # characters
@@ -24,13 +26,15 @@ class Tally:
     """One source as it is gone through.
 
     ``lengths`` are those before anything is cut, of every row that can be used; ``kept`` those of the rows that are
-    trained on, and ``supervised`` how many tokens of these are learnt. A text that is too long is several of them.
+    trained on or held out, ``digests`` hashes of what each of them says, and ``supervised`` how many of their tokens
+    are learnt. A text that is too long is several of them.
     """
 
     name: str
     weight: float = 1.0
     lengths: list[int] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
     supervised: int = 0
     num_long: int = 0
     num_truncated: int = 0
@@ -44,6 +48,7 @@ class Tally:
         for one in tallies:
             whole.lengths += one.lengths
             whole.kept += one.kept
+            whole.digests += one.digests
             whole.faults += one.faults
             for name in ("supervised", "num_long", "num_truncated", "num_with_media"):
                 setattr(whole, name, getattr(whole, name) + getattr(one, name))
@@ -88,15 +93,35 @@ class Report:
         """All of them as one."""
         return Tally.all_of(self.sources)
 
+    @cached_property
+    def held_out(self) -> list[bool]:
+        """Of every row that is kept, source by source, whether it is measured on instead of learnt."""
+        digests = self.whole.digests
+        if self.data.held_out is None or self.refusal or not digests:
+            return [False] * len(digests)
+        return held_out(digests, self.data.held_out)
+
+    @cached_property
+    def refusal(self) -> str:
+        """Why nothing can be held out, if it is to be; a run says no more than that."""
+        try:
+            if self.data.held_out is not None and self.whole.digests:
+                held_out(self.whole.digests, self.data.held_out)
+        except InputError as error:
+            return str(error)
+        return ""
+
     @property
     def packs(self) -> Packs | None:
         """The packs of an epoch, its sources taken as often as they weigh; None where nothing is packed."""
         if self.data.pack_budget is None:
             return None
+        out = iter(self.held_out)
+        learnt = [[length for length in one.kept if not next(out)] for one in self.sources]
         lengths = [
-            one.kept[row] - 1  # the last token of a row is only ever a label
-            for one in self.sources
-            for row in times(len(one.kept), one.weight, seed=0, name=one.name)
+            own[row] - 1  # the last token of a row is only ever a label
+            for one, own in zip(self.sources, learnt, strict=True)
+            for row in times(len(own), one.weight, seed=0, name=one.name)
         ]
         # Shares and equal lengths are drawn by a run's seed, which is not known here: its packs are about as full.
         return pack(lengths, budget=self.data.pack_budget, seed=0, shuffle=self.data.shuffle) if lengths else None
@@ -107,6 +132,8 @@ class Report:
         return {
             **self.whole.as_json(),
             "max_length_tokens": self.data.max_length_tokens,
+            "rows_held_out": sum(self.held_out),
+            "held_out_refused": self.refusal or None,
             "packs": packs and {"packs": len(packs), "tokens": packs.budget, "share_filled": packs.share_filled},
             "long_rows": str(self.data.long_rows),
             "on_bad_row": str(self.data.on_bad_row),
@@ -133,6 +160,10 @@ def parts(report: Report) -> Iterator[str | Table]:
             f"trained on: {rows(len(whole.kept))} of {sum(whole.kept):,} tokens, of which {whole.supervised:,}"
             f" ({whole.share:.1%}) are learnt"
         )
+    if report.refusal:
+        yield f"[bold]a run is refused[/bold]: {escape(report.refusal)}"
+    if number := sum(report.held_out):
+        yield f"of these, {rows(number)} held out: measured on, and not learnt (data.held_out={report.data.held_out:g})"
     if (packs := report.packs) is not None:
         yield f"packs of up to {packs.budget:,} tokens: {len(packs):,}, which are {packs.share_filled:.1%} full"
     if len(report.sources) > 1 or report.sources[0].weight != 1:

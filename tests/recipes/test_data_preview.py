@@ -304,3 +304,29 @@ def test_both_sides_of_a_pair_are_looked_at_as_in_training(preview: Callable[...
     data = DataConfig(train=[str(path)], preference=OnPreference.chosen, on_bad_row=OnBadRow.skip)
     train, _ = read_rows(data, tiny_media_processor(), seed=0)
     assert train.num_bad == 1
+
+
+@pytest.mark.parametrize("wanted", [0.4, 7.0])
+def test_what_is_held_out_is_told_and_lies_in_no_pack(
+    preview: Callable[..., str], tmp_path: Path, wanted: float
+) -> None:
+    turns = [{"prompt": f"say {number}", "completion": "a" * (number % 5 + 1)} for number in range(30)]
+    paths = [write_jsonl(tmp_path / f"{name}.jsonl", part) for name, part in (("a", turns[:20]), ("b", turns[20:]))]
+    data = DataConfig(train=list(map(str, paths)), held_out=wanted, max_length_tokens=40)
+    train, validation = read_rows(data, tiny_media_processor(), seed=0)
+    assert validation is not None
+    words = [f"data.train=[{paths[0]},{paths[1]}]", f"data.held_out={wanted}", "data.max_length_tokens=40"]
+    report = json.loads(preview(*words, "json=true"))["report"]
+    assert report["rows_held_out"] == len(validation.rows)
+    assert report["packs"]["packs"] == len(pack_rows(train.rows, budget=40, seed=0, shuffle=True))
+    assert f"of these, {len(validation.rows)} rows held out" in preview(*words)
+
+
+def test_that_nothing_can_be_held_out_is_told_beside_what_is_wrong_with_rows(
+    preview: Callable[..., str], tmp_path: Path
+) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": "a"}])
+    out = preview(f"data.train=[{path}]", "data.held_out=2")
+    assert "a run is refused: data.held_out is 2, but there are 1 rows" in out
+    assert f"{path}:2: completion: found none" in out
+    assert "1 row cannot be used" in preview(f"data.train=[{write_jsonl(path, [{'text': ''}])}]", "data.held_out=0.5")

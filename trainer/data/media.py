@@ -81,8 +81,8 @@ def source_of(medium: str | Mapping[str, Any], directory: Path) -> Path | str | 
 
 
 def listed(field: Any) -> list[Any]:
-    """The media of a row's field, which may hold a single one."""
-    if field is None:
+    """The media of a row's field, which may hold a single one; a cell of a table that is left empty holds none."""
+    if field is None or field == "":
         return []
     return field if isinstance(field, list) else [field]
 

@@ -23,9 +23,10 @@ from tests.tiny import tiny_multimodal_config
 from tests.trainer.parts import picture_bytes, sound_bytes, tiny_media_processor, tiny_processor, write_jsonl
 from trainer.data.config import DataConfig, LongRows
 from trainer.data.example import Example
+from trainer.data.faults import Fault
 from trainer.data.inspection import Digests
 from trainer.data.media import fingerprint_of_media
-from trainer.data.sources import read_conversations
+from trainer.data.sources import Source, read_conversations
 from trainer.data.supervise import TokenRow, TokenRows, tokenize
 
 PROCESSOR = tiny_media_processor()
@@ -280,3 +281,11 @@ def test_the_fingerprint_of_media_is_one_of_their_content(folder: Path) -> None:
 def test_a_negative_number_of_workers_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"data\.workers is -1"):
         DataConfig(train=["a"], workers=-1)
+
+
+def test_an_empty_cell_of_a_table_is_no_medium(folder: Path) -> None:
+    path = folder / "rows.csv"
+    path.write_text("prompt,completion,images\nhi,ho,\n<image_soft_token> what,cat,a.png\n<image_soft_token>,cat,\n")
+    *found, wrong = Source(str(path)).examples()
+    assert [one.shows_media for one in found if isinstance(one, Example)] == [False, True]
+    assert isinstance(wrong, Fault)
