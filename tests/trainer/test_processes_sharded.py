@@ -57,7 +57,7 @@ def launch(config_file: str, runs: list[dict[str, Any]]) -> None:
         "--num_processes", "2", "--main_process_port", str(free_port()), "-m", "tests.trainer.process_runs",
         json.dumps(runs, default=str),
     ]  # fmt: skip
-    subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=280)
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=840)
 
 
 @pytest.fixture(scope="module")
