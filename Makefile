@@ -19,7 +19,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export WANDB_MODE ?= offline
 
-.PHONY: help setup demo test test-slow test-gpu check format bench-forward bench-cache bench-slice bench-train clean
+.PHONY: help setup demo test test-slow test-gpu check format bench-forward bench-cache bench-slice bench-train bench-gpu clean
 
 help:
 	@echo 'make setup          .venv with everything the other targets need'
@@ -33,6 +33,7 @@ help:
 	@echo 'make bench-cache    what keeping soft tokens on disk saves in a second epoch'
 	@echo 'make bench-slice    slicing E4B to E2B: time and memory, beside a copy and the notebook (41 GB of disk, 10 minutes)'
 	@echo 'make bench-train    a training step beside transformers and PEFT: speed and memory (9 GB of memory, 3 minutes)'
+	@echo 'make bench-gpu      the same of E4B and E2B on a CUDA device, with the loss and attention alone (80 GB of its memory)'
 	@echo 'make clean          remove .venv and caches'
 
 setup: $(READY)
@@ -80,6 +81,9 @@ bench-slice: $(READY)
 
 bench-train: $(READY)
 	$(BIN)/python -m tests.bench.training
+
+bench-gpu: $(READY)
+	$(BIN)/python -m tests.bench.training_gpu
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -142,27 +142,11 @@ class Worker:
     def rate(self) -> dict[str, Any]:
         """Floating-point operations per second of a product of square matrices in the model's dtype."""
         dtype = next(p.dtype for p in self.side.module.parameters() if not p.requires_grad)
-        left = torch.randn(MATRIX_SIDE, MATRIX_SIDE, device=self.device, dtype=dtype)
-        right, out = torch.randn_like(left), torch.empty_like(left)
-        torch.mm(left, right, out=out)
-        start = self.now()
-        for _ in range(PRODUCTS):
-            torch.mm(left, right, out=out)
-        return {"per_second": PRODUCTS * 2 * MATRIX_SIDE**3 / (self.now() - start)}
+        return {"per_second": product_rate(self.device, dtype, MATRIX_SIDE)}
 
     def peak(self) -> dict[str, Any]:
         """The most memory since loading: of the process, or of the device where there is one."""
-        if self.device.type == "cuda":
-            return {"bytes": torch.cuda.max_memory_allocated(self.device)}
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return {"bytes": next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))}
-
-    def forget_peak(self) -> None:
-        """Count memory from here on: what loading took is over."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        else:
-            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+        return {"bytes": peak_bytes(self.device)}
 
     def now(self) -> float:
         """Seconds, when all that was asked of the device is done."""
@@ -174,6 +158,33 @@ def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def product_rate(device: torch.device, dtype: torch.dtype, side: int, products: int = PRODUCTS) -> float:
+    """Floating-point operations per second of products of square matrices, the first of which is not counted."""
+    left = torch.randn(side, side, device=device, dtype=dtype)
+    right, out = torch.randn_like(left), torch.empty_like(left)
+    torch.mm(left, right, out=out)
+    start = now(device)
+    for _ in range(products):
+        torch.mm(left, right, out=out)
+    return products * 2 * side**3 / (now(device) - start)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory since it was last forgotten: of this process, or of the device where there is one."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
+
+
+def forget_peak(device: torch.device) -> None:
+    """Count memory from here on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def batch(vocab: int, rows: int, tokens: int, device: str) -> Tensor:
@@ -196,7 +207,7 @@ def main() -> None:
     ids = batch(text["vocab_size_per_layer_input"], wanted.rows, wanted.tokens, wanted.device)
     torch.manual_seed(0)
     worker = Worker(SIDES[wanted.side](wanted.directory, ids, getattr(torch, wanted.dtype)))
-    worker.forget_peak()
+    forget_peak(worker.device)  # what loading took is over
     answers, sys.stdout = sys.stdout, sys.stderr  # libraries may print what they like
     for line in sys.stdin:
         print(json.dumps(worker.commands[line.strip()]()), file=answers, flush=True)
