@@ -54,6 +54,8 @@ def run(recipe: TrainRecipe) -> None:
     if accelerator.is_main_process:
         write_whole(recipe.trainer.output / CONFIG_FILE, written_out(recipe))
         tell_what_is_trained(recipe, prepared)
+        if told := rows_taken_again(prepared, rows_per_step(prepared.trainer, accelerator.num_processes)):
+            print(f"warning: {told}", file=sys.stderr)
     sinks = open_sinks(prepared.trainer, directory, console=Console(stderr=True), settings=described)
     with closed_on_failure(sinks):
         gemma, model, weights = build_trained(recipe, prepared)
@@ -106,6 +108,19 @@ def tell_what_is_trained(recipe: TrainRecipe, prepared: Prepared) -> None:
     if recipe.adapter is not None:
         targets = describe_targets(Gemma3n.build(prepared.config, device="meta"), recipe.adapter)
         print("\n".join(targets), file=sys.stderr)
+
+
+def rows_taken_again(prepared: Prepared, at_once: int) -> str | None:
+    """That a step takes more packs than there are, so that it has the same rows several times; None if it does not."""
+    count, config = len(prepared.loader.packs), prepared.trainer
+    if at_once <= count:
+        return None
+    what = "rows" if prepared.loader.packs.budget is None else f"packs (of {len(prepared.train.rows)} rows)"
+    keys = "trainer.batch_size" + (" or trainer.gradient_accumulation" if config.gradient_accumulation > 1 else "")
+    return (
+        f"a step takes {at_once} {what}, but there are {count}, so it has all of them {at_once / count:.1f} times;"
+        f" lower {keys}" + (", or set data.packing=false" if prepared.loader.packs.budget is not None else "")
+    )
 
 
 def tell_summary(directory: Path) -> None:

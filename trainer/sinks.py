@@ -184,7 +184,7 @@ def in_words(record: Record) -> str:
         return (
             f"{record['train_rows']} rows ({special_rows('train', record)}), validation"
             f" {record['validation_rows']} ({special_rows('validation', record)});"
-            f" {record['steps_per_epoch']:.1f} steps per epoch; {record['trainable_parameters']:,} of"
+            f"{packs(record)} {record['steps_per_epoch']:.1f} steps per epoch; {record['trainable_parameters']:,} of"
             f" {record['total_parameters']:,} parameters ({' and '.join(record['modalities'])});"
             f" trains {', '.join(record['specs'])}"
         )
@@ -194,6 +194,12 @@ def in_words(record: Record) -> str:
         f" ({record['supervised_tokens_per_second']:.0f} supervised)  {record['memory_bytes'] / 2**30:.2f} GiB"
         f"  {minutes}:{seconds:02d} to go"
     )
+
+
+def packs(record: Record) -> str:
+    """In how many packs rows lie, and how full these are; nothing where each is alone."""
+    count = record.get("train_packs", record["train_rows"])
+    return f" {count} packs, {record['train_packs_filled']:.0%} full;" if count != record["train_rows"] else ""
 
 
 def special_rows(name: str, record: Record) -> str:

@@ -44,7 +44,18 @@ def test_rows_left_out_for_their_length_are_counted(
     assert begun["attention"] == "documents"
     assert 0 < begun["trainable_parameters"] < begun["total_parameters"]
     assert begun["specs"] == ["full"]
-    assert "step 0: 4 rows (1 too long), validation 2 (1 too long)" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "step 0: 4 rows (1 too long), validation 2 (1 too long); 2 packs, " in told
+    assert "warning" not in told
+
+
+def test_a_step_that_takes_the_same_rows_several_times_is_told(
+    train: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("trainer.gradient_accumulation=3", "trainer.max_steps=1") == 0  # 12 short rows are a pack
+    told = capsys.readouterr().err
+    assert "warning: a step takes 6 packs (of 12 rows), but there are 1, so it has all of them 6.0 times" in told
+    assert "lower trainer.batch_size or trainer.gradient_accumulation, or set data.packing=false" in told
 
 
 def test_the_directory_of_a_run_says_how_it_was_made(train: Callable[..., int], tmp_path: Path) -> None:
