@@ -63,8 +63,9 @@ def refusing(measure: Callable[..., Cost], chunk_bytes: int) -> Callable[..., Co
 
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert main([]) == 2
-    assert "--scale small --device cpu" in capsys.readouterr().err
+    for words in ([], ["--device", "cpu"]):
+        assert main(words) == 2
+        assert "--scale small --device cpu" in capsys.readouterr().err
 
 
 def test_a_measurement_that_fails_costs_only_itself() -> None:

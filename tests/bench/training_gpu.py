@@ -207,6 +207,9 @@ def main(words: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return NO_GPU
+    if device.type == "cpu" and wanted.scale == "full":
+        print("error: full size on a processor would take hours; say --scale small --device cpu", file=sys.stderr)
+        return NO_GPU
     scale = SCALES[wanted.scale]
     text = scale.config("e4b").text
     command = f"python -m tests.bench.training_gpu --scale {scale.name} --rounds {wanted.rounds}"
