@@ -83,7 +83,7 @@ COMMANDS: dict[str, tuple[Words, str]] = {
     "added key in a group": (trained("+trainer.maxsteps=5"), "trainer.maxsteps: there is no such key; 'trainer' has"),
     "forced key in a group": (trained("++optim.lr=5"), "optim.lr: there is no such key; 'optim' has learning_rate"),
     "added key in a dictionary": (trained("+sizes.full.width=5"), "sizes.full.width: there is no such key"),
-    "no group": (trained("optim=null"), "optim=null: choose a file, or leave it out; allowed are adamw, adamw_full"),
+    "no group": (trained("optim=null"), "optim=null: choose a file, or leave it out; allowed are adafactor, adamw, "),
     "no adapter": (trained("adapter=null"), "did you mean adapter=none?"),
     "no sizes": (trained("sizes=null"), "allowed are e4b, full, tiny"),
     "value of no adapter": (
@@ -201,7 +201,7 @@ DATA: dict[str, tuple[Words, str]] = {
     "no file at all": (trained("data.train=[]"), "data.train is empty"),
     "empty file": (from_data(lambda at: at.data()), "has no rows"),
     "not JSON": (from_data(lambda at: at.data(turns(USER, ASSISTANT), '{"messages": [')), "jsonl:2: found no JSON"),
-    "no messages": (from_data(lambda at: at.data({"text": ""})), "jsonl:1: messages: found none (the row has 'text')"),
+    "no messages": (from_data(lambda at: at.data({"texts": ""})), "jsonl:1: row: found"),
     "roles out of order": (
         from_data(lambda at: at.data(turns(USER, USER, ASSISTANT))), "is by 'user' where 'assistant' should speak",
     ),
