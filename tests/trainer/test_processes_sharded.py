@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,17 @@ from trainer.sinks import METRICS_FILE, read_records
 from trainer.state import TrainState
 from trainer.trained import OPTIMIZER_FILE, WEIGHTS, read_tensors
 
-LONG = pytest.mark.slow
 # The last pass of a step skips layers; five validation rows leave processes with different numbers of batches.
 TEXT: dict[str, Any] = {"policy": "sandwich", "max_steps": 3, "eval_every": 1, "save_every": 1, "keep_checkpoints": 9}
 MEDIA: dict[str, Any] = {"policy": "sandwich", "max_steps": 5, "media": True, "eval_every": 5}
 ADAPTER = {"adapter": ["text"]}
 TOWERS = {"frozen": ["text", "embedders"]}
 CONFIG_FILES = ROOT / "conf" / "accelerate"
+
+
+def long(test: Callable[..., None]) -> Callable[..., None]:
+    """A test of the slow ones; the first of them waits for all their runs."""
+    return pytest.mark.slow(pytest.mark.timeout(900)(test))
 
 
 def of_two(wishes: dict[str, Any], *, media: bool = False) -> dict[str, Any]:
@@ -132,33 +137,33 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base
 
 
-@LONG
+@long
 @pytest.mark.parametrize("name", ["adapter", "average"])
 def test_adapters_and_averages_are_trained_alike(slow: Path, name: str) -> None:
     assert_the_same_but_for_rounding(slow / f"one_{name}", slow / name, loss=1e-4)
 
 
-@LONG
+@long
 @pytest.mark.parametrize("name", ["media", "towers", "media_adapter"])
 def test_processes_with_and_without_media_do_not_wait_forever(slow: Path, name: str) -> None:
     # Five steps of Adam, as for whole models.
     assert_the_same_but_for_rounding(slow / f"one_{name}", slow / name, loss=3e-4, later_norms=2e-2)
 
 
-@LONG
+@long
 @pytest.mark.parametrize("text", ["full", "every", "selective"])
 def test_what_is_made_again_changes_no_bit(slow: Path, text: str) -> None:
     assert figures(slow / f"recompute_{text}") == figures(slow / "sharded")
 
 
-@LONG
+@long
 @pytest.mark.parametrize("name", ["sharded", "whole", "adapter", "average"])
 def test_two_processes_go_on_bit_for_bit(slow: Path, name: str) -> None:
     assert figures(slow / f"{name}_again") == figures(slow / name)
     assert steps_of(slow / f"{name}_again") == [2, 3]
 
 
-@LONG
+@long
 @pytest.mark.parametrize("name", ["whole", "adapter", "average"])
 def test_runs_of_two_processes_go_on_in_one(slow: Path, name: str) -> None:
     wishes = {"adapter": ADAPTER, "average": {"decay": 0.9}}.get(name, {})
@@ -166,13 +171,13 @@ def test_runs_of_two_processes_go_on_in_one(slow: Path, name: str) -> None:
     assert_the_same_but_for_rounding(slow / name, slow / f"{name}_then_one")
 
 
-@LONG
+@long
 @pytest.mark.parametrize("name", ["whole_then_sharded", "sharded_then_whole"])
 def test_whole_and_divided_models_go_on_with_each_other(slow: Path, name: str) -> None:
     assert_the_same_but_for_rounding(slow / name.partition("_")[0], slow / name, loss=1e-4)
 
 
-@LONG
+@long
 @pytest.mark.parametrize("kind", ["sharded", "whole"])
 def test_a_signal_to_one_process_ends_both_with_a_checkpoint(slow: Path, kind: str) -> None:
     directory = slow / f"stopped_{kind}"
