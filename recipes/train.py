@@ -6,7 +6,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
 
@@ -53,9 +52,7 @@ def run(recipe: TrainRecipe) -> None:
     )  # fmt: skip
     if accelerator.is_main_process:
         write_whole(recipe.trainer.output / CONFIG_FILE, written_out(recipe))
-        tell_what_is_trained(recipe, prepared)
-        if told := rows_taken_again(prepared, rows_per_step(prepared.trainer, accelerator.num_processes)):
-            print(f"warning: {told}", file=sys.stderr)
+        tell_what_is_trained(recipe, prepared, rows_per_step(prepared.trainer, accelerator.num_processes))
     sinks = open_sinks(prepared.trainer, directory, console=Console(stderr=True), settings=described)
     with closed_on_failure(sinks):
         gemma, model, weights = build_trained(recipe, prepared)
@@ -92,17 +89,15 @@ def run(recipe: TrainRecipe) -> None:
     )
     state = trainer.fit()
     if accelerator.is_main_process:
-        kind = "adapter" if recipe.adapter else "model"
-        print(f"{kind} after {state.step} steps: {directory.directory / WEIGHTS}")
-        tell_summary(directory.directory)
-        if told := why_ended(trainer.ending, state, prepared.trainer):
-            print(told, file=sys.stderr)
+        tell_the_end(recipe, state, prepared.trainer, trainer.ending)
     if trainer.ending is not None and trainer.ending.signal is not None:
         sys.exit(128 + trainer.ending.signal)
 
 
-def tell_what_is_trained(recipe: TrainRecipe, prepared: Prepared) -> None:
-    """What has no row to learn from, and where the adapter sits, on the screen."""
+def tell_what_is_trained(recipe: TrainRecipe, prepared: Prepared, rows_of_step: int) -> None:
+    """What has no row to learn from, rows that a step takes twice, and where the adapter sits, on the screen."""
+    if told := rows_taken_again(prepared, rows_of_step):
+        print(f"warning: {told}", file=sys.stderr)
     for modality in prepared.idle:
         print(f"warning: {idle_training(recipe, modality)}", file=sys.stderr)
     if recipe.adapter is not None:
@@ -123,11 +118,15 @@ def rows_taken_again(prepared: Prepared, at_once: int) -> str | None:
     )
 
 
-def tell_summary(directory: Path) -> None:
-    """What training made of every sub-model, on the screen."""
-    summary = summarize(read_records(directory / METRICS_FILE))
+def tell_the_end(recipe: TrainRecipe, state: TrainState, config: TrainerConfig, ending: Ending | None) -> None:
+    """Where the weights are, what training made of every sub-model, and why it ended, on the screen."""
+    kind = "adapter" if recipe.adapter else "model"
+    print(f"{kind} after {state.step} steps: {config.output / WEIGHTS}")
+    summary = summarize(read_records(config.output / METRICS_FILE))
     if summary.sizes:
         Console(stderr=True).print(summary_table(summary))
+    if told := why_ended(ending, state, config):
+        print(told, file=sys.stderr)
 
 
 def why_ended(ending: Ending | None, state: TrainState, config: TrainerConfig) -> str | None:

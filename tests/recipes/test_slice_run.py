@@ -49,7 +49,8 @@ from trainer.step import batch_loss_sum
 SPEC = SliceSpec("short", (0, 1, 2, 6, 7, 8), (24,) * 6)
 OPTIM = OptimConfig(learning_rate=0.01, weight_decay=0.1)
 STOPPED = [
-    "trainer.max_steps=4", "trainer.save_every=2", "optim.learning_rate=0.01", "optim.weight_decay=0.1", "data.packing=false",
+    "trainer.max_steps=4", "trainer.save_every=2", "optim.learning_rate=0.01", "optim.weight_decay=0.1",
+    "data.packing=false",
 ]  # fmt: skip
 SIZES = ["+slice@sizes.narrow=full", "sizes.narrow.name=narrow", "sizes.narrow.ffn_widths=[16]"]
 

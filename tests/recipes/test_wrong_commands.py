@@ -59,7 +59,7 @@ COMMANDS: dict[str, tuple[Words, str]] = {
         trained("trainer.early_stopping=3"),
         "trainer.early_stopping is 3; it has values of its own, as in trainer.early_stopping.patience=…",
     ),
-    "unknown recipe": (words("tarin"), "there is no recipe 'tarin'; there are train, plan, slice"),
+    "unknown recipe": (words("tarin"), "there is no recipe 'tarin'; there are train, estimate, plan, slice"),
     "recipe of nearly that name": (words("generat"), "did you mean 'generate'?"),
     "misspelt key": (sliced("ouput=x"), "ouput: there is no such key; allowed are checkpoint, output, slice"),
     "misspelt key, guess": (sliced("ouput=x"), "did you mean 'output'?"),
@@ -201,7 +201,7 @@ DATA: dict[str, tuple[Words, str]] = {
     "no file at all": (trained("data.train=[]"), "data.train is empty"),
     "empty file": (from_data(lambda at: at.data()), "has no rows"),
     "not JSON": (from_data(lambda at: at.data(turns(USER, ASSISTANT), '{"messages": [')), "jsonl:2: found no JSON"),
-    "no messages": (from_data(lambda at: at.data({"texts": ""})), "jsonl:1: row: found"),
+    "no known format": (from_data(lambda at: at.data({"texts": ""})), "rows of no known format"),
     "roles out of order": (
         from_data(lambda at: at.data(turns(USER, USER, ASSISTANT))), "is by 'user' where 'assistant' should speak",
     ),

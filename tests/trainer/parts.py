@@ -162,7 +162,9 @@ def elastic(policy: ElasticPolicy, names: Sequence[str] = ("full", "narrow", "sh
 
 def trainer_config(output: Path, **changes: Any) -> TrainerConfig:
     """A few steps on the processor, every one of them logged."""
-    values: dict[str, Any] = {"max_steps": 4, "batch_size": 2, "log_every": 1, "device": Device.cpu, "seed": 3, "eval_before": False}
+    values: dict[str, Any] = {
+        "max_steps": 4, "batch_size": 2, "log_every": 1, "device": Device.cpu, "seed": 3, "eval_before": False,
+    }  # fmt: skip
     return TrainerConfig(output=output, **values | changes)
 
 
