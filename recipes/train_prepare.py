@@ -112,7 +112,10 @@ def refuse_watching_nothing(
     wishes = {"early_stopping": trainer.early_stopping.patience is not None, "keep_best": trainer.keep_best}
     for key in (key for key, wish in wishes.items() if wish):
         if validation is None or not validation.rows:
-            raise ConfigError(f"trainer.{key} needs a validation loss, but there are no rows; give data.validation or held_out")
+            raise ConfigError(
+                f"trainer.{key} needs a validation loss, but there are no rows to measure on; give data.validation or"
+                " data.held_out"
+            )
         if trainer.eval_every is None:
             raise ConfigError(
                 f"trainer.{key} needs validation losses on the way, but trainer.eval_every is null, which measures"
