@@ -24,6 +24,7 @@ CPU = torch.device("cpu")
 SMALL = SCALES["small"]
 
 
+@pytest.mark.slow
 def test_all_of_it_is_gone_through_in_small(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
@@ -26,7 +27,8 @@ from recipes.shape import ShapeConfig
 from trainer.elastic import SliceSampler
 
 CONF = Path(__file__).parents[2] / "conf"
-FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
+LAUNCHED = sorted((CONF / "accelerate").glob("*.yaml"))  # Accelerate's own config files, which Hydra never sees
+FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path not in LAUNCHED)
 SCHEMAS = {name: schema_of(name) for name in RECIPES}
 NOT_IN_A_SCHEMA = {"experiment": ["train"], "program": list(SCHEMAS)}  # groups that fill no field of their own
 GIVEN = {  # what only a user can know
@@ -93,6 +95,16 @@ def test_every_file_is_a_recipe_or_in_a_group_that_one_has(path: Path) -> None:
         assert path.stem in SCHEMAS
     else:
         assert recipes_with(str(path.parent))
+
+
+@pytest.mark.parametrize("path", LAUNCHED, ids=lambda path: path.stem)
+def test_every_file_for_the_launcher_says_how_to_launch_with_it(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert (
+        f"#   accelerate launch --config_file conf/accelerate/{path.name} --num_processes 2 -m recipes.cli train"
+        in text
+    )
+    assert load_config_from_file(str(path)).mixed_precision == "no"
 
 
 @pytest.mark.parametrize("recipe", SCHEMAS)

@@ -87,7 +87,7 @@ def test_elastic_training_measures_every_size(train: Callable[..., int], chat: P
     added = ["+slice@sizes.narrow=full", "sizes.narrow.name=narrow", "sizes.narrow.ffn_widths=[24]"]
     assert train(*added, "elastic=sandwich", f"data.validation=[{chat}]") == 0
     measured = [row["spec"] for row in rows(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "validation"]
-    assert measured == ["full", "narrow"]
+    assert measured == ["full", "narrow"] * 2  # before and after
 
 
 def test_slice_writes_what_its_parent_computes(weights: Path, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ def test_where_an_adapter_sits_is_told_and_its_own_ranks_are_saved(
     assert written["use_rslora"]
 
 
+@pytest.mark.slow
 def test_an_adapter_that_began_as_a_part_of_the_weights_fits_the_base_and_is_begun_anew_from(
     train: Callable[..., int], weights: Path, tmp_path: Path
 ) -> None:

@@ -32,6 +32,7 @@ from tests.trainer.parts import (
 )
 from trainer.data.batch import Batch
 from trainer.data.collate import Collator
+from trainer.data.loader import Loader
 from trainer.elastic import ElasticPolicy
 from trainer.evaluation.held_out import Score, score_batches, total
 from trainer.loop import Trainer
@@ -238,6 +239,6 @@ def test_a_medium_that_is_damaged_behind_its_header_is_named_with_its_row(tmp_pa
     with pytest.raises(InputError, match=r"chat\.jsonl:7: image of \d+ bytes: damaged or cut short"):
         Collator(0, PROCESSOR)(bad)
     trainer = media_trainer(trainer_config(tmp_path, max_steps=2), workers=2)
-    trainer.loader.rows = bad
+    trainer.loader = Loader(bad, batch_size=1, seed=0, collator=Collator(0, PROCESSOR))
     with pytest.raises(InputError, match=r"chat\.jsonl:7: "):
         trainer.fit()
