@@ -19,7 +19,7 @@ from tests.bench.training_gpu_report import GIB, Steps
 from tests.bench.training_gpu_sides import IGNORED, Ours, Packs, Setting, Who, random_model, seen_pairs, side_of
 from trainer.loss import linear_cross_entropy_sum
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.slow]
 CPU = torch.device("cpu")
 SMALL = SCALES["small"]
 

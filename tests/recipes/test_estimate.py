@@ -10,6 +10,8 @@ import pytest
 
 from recipes.cli import main
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["estimate", "model=tiny", "trainer=cpu", "data.max_length_tokens=64", "trainer.batch_size=2"]
 
 

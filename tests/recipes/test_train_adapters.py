@@ -19,6 +19,8 @@ from model.errors import SliceError
 from recipes.cli import main
 from recipes.run_identity import refuse_names
 
+pytestmark = pytest.mark.slow
+
 LAYERS = "adapter.targets_matching=['.*layers.[01].per_layer_projection']"
 
 

@@ -26,6 +26,8 @@ from trainer.ledger import Part
 from trainer.loss import linear_cross_entropy_sum
 from trainer.optimizers.config import OptimConfig, OptimizerName
 
+pytestmark = pytest.mark.slow
+
 CONFIG = tiny_config(
     layer_types=(LayerType.sliding_attention, LayerType.full_attention) * 2, intermediate_size=(96,) * 4,
     activation_sparsity_pattern=(0.9, 0.0, 0.0, 0.0), num_kv_shared_layers=2, hidden_size=64,
