@@ -102,7 +102,7 @@ def output(command: Sequence[str], settings: Mapping[str, str]) -> str:
     """What a command prints; what it says beside that is shown if it fails."""
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""} | settings,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **settings},
     )  # fmt: skip
     if done.returncode:
         sys.exit(f"error: {' '.join(command[2:6])} … ended with {done.returncode}: {done.stderr}")

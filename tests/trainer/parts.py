@@ -152,7 +152,8 @@ def spelling(count: int) -> list[Example]:
 
 def rows(examples: Sequence[Example], processor: Processor | None = None) -> list[TokenRow]:
     """Those conversations as tokens."""
-    return tokenize(examples, processor or tiny_processor(), max_length_tokens=200, long_rows=LongRows.refuse).rows
+    found = tokenize(examples, processor or tiny_processor(), max_length_tokens=200, long_rows=LongRows.refuse)
+    return list(found.rows)
 
 
 def elastic(policy: ElasticPolicy, names: Sequence[str] = ("full", "narrow", "short")) -> ElasticConfig:
