@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
 from model.errors import ConfigError
 from trainer.checkpoint import Run, write_whole
@@ -41,33 +43,36 @@ class Sink(Protocol):
 
 
 class ConsoleSink:
-    """A progress bar with the last figures on a terminal; a line per record where output is not one."""
+    """A progress bar over a line of figures on a terminal; a line per record where output is not one."""
 
     def __init__(self, *, max_steps: int, resumed_step: int, console: Console) -> None:
         self.console = console
         self.progress = Progress(
-            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[last]}"),
-            TextColumn("{task.fields[figures]}"),
-            console=console, disable=not console.is_terminal,
+            TextColumn("training"), BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.fields[last]}"),
+            expand=True,
         )  # fmt: skip
-        self.task = self.progress.add_task("train", total=max_steps, completed=resumed_step, last="", figures="")
-        self.progress.start()
+        self.task = self.progress.add_task("train", total=max_steps, completed=resumed_step, last="")
+        self.figures = Text(no_wrap=True, overflow="ellipsis")  # on a line of its own: a narrow terminal has room then
+        self.live = Live(Group(self.progress, self.figures), console=console, refresh_per_second=4)
+        if console.is_terminal:
+            self.live.start()
 
     def write(self, record: Record) -> None:
-        """Move the bar, or print a line."""
+        """Change the line of figures, or print one."""
         text = in_words(record)
         if record["kind"] == "train":
-            self.progress.update(self.task, completed=record["step"], figures=text)
+            self.progress.update(self.task, completed=record["step"])
+            self.figures.plain = text
         if record["kind"] != "train" or not self.console.is_terminal:
             self.console.print(f"step {record['step']}: {text}", highlight=False, markup=False, soft_wrap=True)
 
     def tick(self, step: int, loss: float) -> None:
         """Move the bar."""
-        self.progress.update(self.task, completed=step, last=f"{loss:.4f}")
+        self.progress.update(self.task, completed=step, last=f"loss {loss:.4f}")
 
     def close(self) -> None:
         """Leave the bar as it stands."""
-        self.progress.stop()
+        self.live.stop()
 
 
 class JsonlSink:
