@@ -38,7 +38,7 @@ def identity(recipe: TrainRecipe, prepared: Prepared) -> dict[str, Any]:
         "specs": [dataclasses.asdict(spec) for spec in prepared.sampler.levels],
         "elastic": {"policy": recipe.elastic.policy, "probabilities": recipe.elastic.probabilities},
         "optim": dataclasses.asdict(recipe.optim),
-        "schedule": dataclasses.asdict(recipe.schedule),
+        "schedule": prepared.schedule.identity,
         "trainer": prepared.trainer.identity,
         "data": {
             **identity_of(recipe.data), "rows": len(prepared.train.rows), "shuffle": recipe.data.shuffle,

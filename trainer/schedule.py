@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from model.errors import ConfigError
+
+USUAL_WARMUP_STEPS, LARGEST_USUAL_SHARE = 10, 0.2  # where no warm-up is given: so many steps, or that of a short run
 
 
 class Decay(StrEnum):
@@ -28,18 +32,29 @@ class ScheduleConfig:
     """
 
     decay: Decay = Decay.cosine
-    warmup_steps: int = 0
+    # null, where warmup_share is null too: 10, but at most a fifth of a run; none for constant
+    warmup_steps: int | None = None
     warmup_share: float | None = None  # of the run's steps, in place of warmup_steps
     decay_share: float | None = None  # of the run's steps, in which wsd falls; for wsd alone
     final_share: float = 0.0  # of the peak learning rate, reached after the last step; not for constant
 
     def __post_init__(self) -> None:
-        if self.warmup_steps < 0:
+        if self.warmup_steps is not None and self.warmup_steps < 0:
             raise ConfigError(f"schedule.warmup_steps is {self.warmup_steps}; it must not be negative")
         if self.warmup_share is not None and not 0 <= self.warmup_share <= 1:
             raise ConfigError(f"schedule.warmup_share is {self.warmup_share}; it must be a share in [0, 1], or null")
+        if self.warmup_share is not None and self.warmup_steps is not None:
+            raise ConfigError(
+                f"schedule.warmup_steps is {self.warmup_steps} and schedule.warmup_share {self.warmup_share}; a warm-up"
+                " is given by one of them, set the other to null"
+            )
         if not 0 <= self.final_share <= 1:
             raise ConfigError(f"schedule.final_share is {self.final_share}; it must be a share in [0, 1]")
+        if self.decay is Decay.constant and self.final_share != 0:
+            raise ConfigError(
+                f"schedule.final_share is {self.final_share}, but {self.decay} falls to none; set it to 0, or set"
+                f" schedule.decay={Decay.linear}"
+            )
         if self.decay is Decay.wsd:
             if self.decay_share is None or not 0 < self.decay_share <= 1:
                 raise ConfigError(
@@ -54,17 +69,29 @@ class ScheduleConfig:
 
     def num_warmup_steps(self, max_steps: int) -> int:
         """Steps of the warm-up in a run of ``max_steps``."""
-        return self.warmup_steps if self.warmup_share is None else round(self.warmup_share * max_steps)
+        if self.warmup_share is not None:
+            return round(self.warmup_share * max_steps)
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        if self.decay is Decay.constant:
+            return 0
+        room = max_steps if self.decay_share is None else max_steps - self.num_falling_steps(max_steps)
+        return min(USUAL_WARMUP_STEPS, math.floor(LARGEST_USUAL_SHARE * max_steps), room)
 
     def num_decay_steps(self, max_steps: int) -> int:
         """Steps in which the rate falls, at the end of a run of ``max_steps``."""
         rest = max_steps - self.num_warmup_steps(max_steps)
         if self.decay_share is None:
             return rest
-        falling = max(1, round(self.decay_share * max_steps))
+        falling = self.num_falling_steps(max_steps)
         # Two shares of one whole may both be rounded up.
         fit = self.warmup_share is not None and self.warmup_share + self.decay_share <= 1
         return min(falling, rest) if fit else falling
+
+    def num_falling_steps(self, max_steps: int) -> int:
+        """Steps that wsd's share comes to."""
+        assert self.decay_share is not None
+        return max(1, round(self.decay_share * max_steps))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +120,14 @@ class Schedule:
                 f" {self.config.decay_share}), but the run has {self.max_steps} (trainer.max_steps); shorten one of"
                 " them, or train longer"
             )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must share: the values, a warm-up that was not given as the steps that it comes to."""
+        values = dataclasses.asdict(self.config)
+        if self.config.warmup_share is None:
+            values["warmup_steps"] = self.config.num_warmup_steps(self.max_steps)
+        return values
 
     def at(self, step: int) -> float:
         """The learning rate of ``step``, in ``range(max_steps)``: never 0, so that no step is for nothing.

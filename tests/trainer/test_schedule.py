@@ -18,7 +18,9 @@ FALLING = [Decay.linear, Decay.cosine, Decay.wsd]
 
 def rates(decay: Decay, *, max_steps: int = 10, **changes: Any) -> list[float]:
     share = {"decay_share": 0.4} if decay is Decay.wsd else {}
-    values: dict[str, Any] = {"warmup_steps": 2, "final_share": 0.1} | share | changes
+    floor = {} if decay is Decay.constant else {"final_share": 0.1}
+    warmup = {} if "warmup_share" in changes else {"warmup_steps": 2}
+    values: dict[str, Any] = warmup | floor | share | changes
     schedule = Schedule(config=ScheduleConfig(decay=decay, **values), learning_rate=1.0, max_steps=max_steps)
     return [schedule.at(step) for step in range(max_steps)]
 
@@ -29,8 +31,8 @@ def test_the_warm_up_rises_evenly_to_the_peak(decay: Decay) -> None:
 
 
 @pytest.mark.parametrize("decay", Decay)
-def test_a_warm_up_by_share_is_one_by_steps_whatever_steps_are_said(decay: Decay) -> None:
-    by_share = rates(decay, max_steps=40, warmup_share=0.15, warmup_steps=10)
+def test_a_warm_up_by_share_is_one_by_steps(decay: Decay) -> None:
+    by_share = rates(decay, max_steps=40, warmup_share=0.15)
     assert by_share == rates(decay, max_steps=40, warmup_steps=6)
 
 
@@ -63,7 +65,9 @@ def runs(draw: st.DrawFn, decays: list[Decay]) -> tuple[Decay, dict[str, Any]]:
     warmup = draw(st.integers(0, max_steps - falling))
     shares: dict[str, Any] = {"decay_share": falling / max_steps} if decay is Decay.wsd else {}
     shares |= {"warmup_share": warmup / max_steps} if draw(st.booleans()) else {"warmup_steps": warmup}
-    return decay, {"max_steps": max_steps, "final_share": draw(st.floats(0, 1)), **shares}
+    if decay is not Decay.constant:
+        shares["final_share"] = draw(st.floats(0, 1))
+    return decay, {"max_steps": max_steps, **shares}
 
 
 def warmup_of(values: dict[str, Any]) -> int:
@@ -104,6 +108,31 @@ def test_wsd_is_at_the_peak_from_the_warm_up_to_the_decay(run: tuple[Decay, dict
     assert plateau == pytest.approx([1.0] * len(plateau))
 
 
+@pytest.mark.parametrize(("max_steps", "expected"), [(1, 0), (4, 0), (5, 1), (30, 6), (49, 9), (50, 10), (5000, 10)])
+@pytest.mark.parametrize("decay", FALLING)
+def test_a_warm_up_that_is_not_given_is_of_ten_steps_or_a_fifth_of_a_short_run(
+    decay: Decay, max_steps: int, expected: int
+) -> None:
+    found = rates(decay, max_steps=max_steps, warmup_steps=None)
+    assert found == rates(decay, max_steps=max_steps, warmup_steps=expected)
+
+
+def test_a_warm_up_that_is_not_given_leaves_room_for_the_decay() -> None:
+    assert rates(Decay.wsd, warmup_steps=None, decay_share=0.9) == rates(Decay.wsd, warmup_steps=1, decay_share=0.9)
+    assert rates(Decay.wsd, warmup_steps=None, decay_share=1.0) == rates(Decay.wsd, warmup_steps=0, decay_share=1.0)
+
+
+def test_a_constant_rate_has_no_warm_up_that_is_not_given() -> None:
+    assert rates(Decay.constant, warmup_steps=None) == [1.0] * 10
+
+
+def test_a_run_is_the_same_whether_its_warm_up_was_given_or_not() -> None:
+    given, usual = (
+        Schedule(config=ScheduleConfig(warmup_steps=steps), learning_rate=1.0, max_steps=60) for steps in (10, None)
+    )
+    assert given.identity == usual.identity
+
+
 def test_a_warm_up_longer_than_the_run_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"warmup_steps is 11, but the run has 10 steps"):
         rates(Decay.cosine, warmup_steps=11)
@@ -132,6 +161,14 @@ def test_a_wsd_without_room_for_its_decay_is_refused() -> None:
         ({"warmup_share": 1.5}, r"schedule\.warmup_share is 1\.5; it must be a share"),
         ({"warmup_share": float("nan")}, r"schedule\.warmup_share is nan"),
         ({"final_share": -0.1}, r"schedule\.final_share is -0\.1"),
+        (
+            {"warmup_steps": 0, "warmup_share": 0.1},
+            r"warmup_steps is 0 and schedule\.warmup_share 0\.1; .* set the other",
+        ),
+        (
+            {"decay": Decay.constant, "final_share": 0.5},
+            r"final_share is 0\.5, but constant falls to none; set it to 0",
+        ),
         ({"decay": Decay.wsd}, r"schedule\.decay_share is None; wsd falls in a share"),
         ({"decay": Decay.wsd, "decay_share": 0.0}, r"schedule\.decay_share is 0\.0"),
         ({"decay": Decay.cosine, "decay_share": 0.2}, r"decay_share is 0\.2, but cosine has none; set it to null"),
