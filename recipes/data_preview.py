@@ -116,7 +116,7 @@ class Walk:
         tally.num_with_media += bool(made.media)
         tally.kept += [len(row.ids) for row in kept]
         tally.digests += [found.digest()] * len(kept)
-        tally.supervised += sum(int(row.supervised[1:].sum()) for row in kept)  # a first token is never predicted
+        tally.learnt += [int(row.supervised[1:].sum()) for row in kept]  # a first token is never predicted
         if self.wants(made.where, usable=True):
             shown = kept[0] if len(kept) == 1 else made
             self.shown.append(Shown(made.where, tokens_of(shown, self.processor), fate))

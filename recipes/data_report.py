@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from rich.markup import escape
@@ -26,8 +27,8 @@ class Tally:
     """One source as it is gone through.
 
     ``lengths`` are those before anything is cut, of every row that can be used; ``kept`` those of the rows that are
-    trained on or held out, ``digests`` hashes of what each of them says, and ``supervised`` how many of their tokens
-    are learnt. A text that is too long is several of them.
+    trained on or held out, ``digests`` hashes of what each of them says, and ``learnt`` how many of its tokens are. A
+    text that is too long is several of them.
     """
 
     name: str
@@ -35,7 +36,7 @@ class Tally:
     lengths: list[int] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
-    supervised: int = 0
+    learnt: list[int] = field(default_factory=list)
     num_long: int = 0
     num_truncated: int = 0
     num_with_media: int = 0
@@ -49,8 +50,9 @@ class Tally:
             whole.lengths += one.lengths
             whole.kept += one.kept
             whole.digests += one.digests
+            whole.learnt += one.learnt
             whole.faults += one.faults
-            for name in ("supervised", "num_long", "num_truncated", "num_with_media"):
+            for name in ("num_long", "num_truncated", "num_with_media"):
                 setattr(whole, name, getattr(whole, name) + getattr(one, name))
         return whole
 
@@ -58,6 +60,17 @@ class Tally:
     def num_rows(self) -> int:
         """All rows, those that cannot be used included."""
         return len(self.lengths) + len(self.faults)
+
+    def without(self, out: Iterator[bool]) -> Tally:
+        """The same source without those of its kept rows that are held out, as ``out`` tells row by row."""
+        left = [place for place, is_out in enumerate(islice(out, len(self.kept))) if not is_out]
+        kept, digests, learnt = ([values[at] for at in left] for values in (self.kept, self.digests, self.learnt))
+        return replace(self, kept=kept, digests=digests, learnt=learnt)
+
+    @property
+    def supervised(self) -> int:
+        """Tokens that are learnt."""
+        return sum(self.learnt)
 
     @property
     def share(self) -> float:
@@ -90,23 +103,33 @@ class Report:
 
     @property
     def whole(self) -> Tally:
-        """All of them as one."""
-        return Tally.all_of(self.sources)
+        """All that is trained on as one."""
+        return Tally.all_of(self.trained_on)
+
+    @cached_property
+    def trained_on(self) -> list[Tally]:
+        """The sources without what is held out of them."""
+        out = iter(self.held_out)
+        return [one.without(out) for one in self.sources]
+
+    @cached_property
+    def digests(self) -> list[bytes]:
+        """What every row that is kept says, source by source."""
+        return [digest for one in self.sources for digest in one.digests]
 
     @cached_property
     def held_out(self) -> list[bool]:
         """Of every row that is kept, source by source, whether it is measured on instead of learnt."""
-        digests = self.whole.digests
-        if self.data.held_out is None or self.refusal or not digests:
-            return [False] * len(digests)
-        return held_out(digests, self.data.held_out)
+        if self.data.held_out is None or self.refusal or not self.digests:
+            return [False] * len(self.digests)
+        return held_out(self.digests, self.data.held_out)
 
     @cached_property
     def refusal(self) -> str:
         """Why nothing can be held out, if it is to be; a run says no more than that."""
         try:
-            if self.data.held_out is not None and self.whole.digests:
-                held_out(self.whole.digests, self.data.held_out)
+            if self.data.held_out is not None and self.digests:
+                held_out(self.digests, self.data.held_out)
         except InputError as error:
             return str(error)
         return ""
@@ -116,29 +139,27 @@ class Report:
         """The packs of an epoch, its sources taken as often as they weigh; None where nothing is packed."""
         if self.data.pack_budget is None:
             return None
-        out = iter(self.held_out)
-        learnt = [[length for length in one.kept if not next(out)] for one in self.sources]
         lengths = [
-            own[row] - 1  # the last token of a row is only ever a label
-            for one, own in zip(self.sources, learnt, strict=True)
-            for row in times(len(own), one.weight, seed=0, name=one.name)
+            one.kept[row] - 1  # the last token of a row is only ever a label
+            for one in self.trained_on
+            for row in times(len(one.kept), one.weight, seed=0, name=one.name)
         ]
         # Shares and equal lengths are drawn by a run's seed, which is not known here: its packs are about as full.
         return pack(lengths, budget=self.data.pack_budget, seed=0, shuffle=self.data.shuffle) if lengths else None
 
     def as_json(self) -> dict[str, Any]:
         """In plain values."""
-        faults, packs = self.whole.faults, self.packs
+        whole, packs = self.whole, self.packs
         return {
-            **self.whole.as_json(),
+            **whole.as_json(),
             "max_length_tokens": self.data.max_length_tokens,
             "rows_held_out": sum(self.held_out),
             "held_out_refused": self.refusal or None,
             "packs": packs and {"packs": len(packs), "tokens": packs.budget, "share_filled": packs.share_filled},
             "long_rows": str(self.data.long_rows),
             "on_bad_row": str(self.data.on_bad_row),
-            "bad_rows": [{"where": fault.where, "what": fault.what} for fault in faults[:NUM_SHOWN]],
-            "sources": {one.name: {"weight": one.weight, **one.as_json()} for one in self.sources},
+            "bad_rows": [{"where": fault.where, "what": fault.what} for fault in whole.faults[:NUM_SHOWN]],
+            "sources": {one.name: {"weight": one.weight, **one.as_json()} for one in self.trained_on},
         }
 
 
@@ -163,7 +184,7 @@ def parts(report: Report) -> Iterator[str | Table]:
     if report.refusal:
         yield f"[bold]a run is refused[/bold]: {escape(report.refusal)}"
     if number := sum(report.held_out):
-        yield f"of these, {rows(number)} held out: measured on, and not learnt (data.held_out={report.data.held_out:g})"
+        yield f"held out: {rows(number)}, measured on and not learnt (data.held_out={report.data.held_out:g})"
     if (packs := report.packs) is not None:
         yield f"packs of up to {packs.budget:,} tokens: {len(packs):,}, which are {packs.share_filled:.1%} full"
     if len(report.sources) > 1 or report.sources[0].weight != 1:
@@ -215,8 +236,8 @@ def sources_table(report: Report) -> Table:
     table = Table("source")
     for name in ("weight", "rows", "bad", "too long", "median", "max", "tokens", "learnt", "of an epoch"):
         table.add_column(name, justify="right")
-    taken = [one.weight * sum(one.kept) for one in report.sources]
-    for one, tokens in zip(report.sources, taken, strict=True):
+    taken = [one.weight * sum(one.kept) for one in report.trained_on]
+    for one, tokens in zip(report.trained_on, taken, strict=True):
         spread = Spread.of(one.lengths) if one.lengths else None
         table.add_row(
             escape(one.name), f"{one.weight:g}", f"{one.num_rows:,}", f"{len(one.faults):,}", f"{one.num_long:,}",

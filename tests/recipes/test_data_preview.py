@@ -318,8 +318,12 @@ def test_what_is_held_out_is_told_and_lies_in_no_pack(
     words = [f"data.train=[{paths[0]},{paths[1]}]", f"data.held_out={wanted}", "data.max_length_tokens=40"]
     report = json.loads(preview(*words, "json=true"))["report"]
     assert report["rows_held_out"] == len(validation.rows)
+    assert (report["rows"], report["rows_trained_on"]) == (30, len(train.rows))
+    assert report["trained_tokens"] == sum(len(row.ids) for row in train.rows)
+    assert report["supervised_tokens"] == sum(int(row.supervised[1:].sum()) for row in train.rows)
+    assert sum(one["rows_trained_on"] for one in report["sources"].values()) == len(train.rows)
     assert report["packs"]["packs"] == len(pack_rows(train.rows, budget=40, seed=0, shuffle=True))
-    assert f"of these, {len(validation.rows)} rows held out" in preview(*words)
+    assert f"held out: {len(validation.rows)} rows, measured on" in preview(*words)
 
 
 def test_that_nothing_can_be_held_out_is_told_beside_what_is_wrong_with_rows(
