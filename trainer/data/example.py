@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from model.processor.chat import Message, Part, Role
@@ -23,6 +25,7 @@ class Mark:
 
 
 UNMARKED = Mark()
+TEXT = b"text"  # a kind of part of a turn
 
 
 @dataclass(frozen=True)
@@ -64,21 +67,31 @@ class Example:
     def digest(self) -> bytes:
         """A hash of what is said and shown: the same for the same content, in whatever format and place.
 
-        Media in files count by their files' names, so that moving a directory changes nothing. Of a pair its chosen
+        Texts that follow each other count as the one that they are read as. Media in files count by their files'
+        names, so that moving a directory changes nothing. Of a pair its chosen
         side counts, which is what is learnt: one answer may stand beside several that were rejected.
         """
         digest = hashlib.sha256()
         for message in self.messages:
-            for kind, content in ((message.role.encode(), b""), *map(content_of, message.parts)):
+            for kind, content in ((message.role.encode(), b""), *contents_of(message.parts)):
                 # Each with its length: "ab" and "c" are not "a" and "bc".
                 digest.update(b"%s %d " % (kind, len(content)) + content)
         return digest.digest()
 
 
+def contents_of(parts: Iterable[Part]) -> Iterator[tuple[bytes, bytes]]:
+    """Those of the parts of a turn, texts next to each other as one, and empty ones left out."""
+    for kind, alike in groupby(map(content_of, parts), key=lambda found: found[0]):
+        if kind != TEXT:
+            yield from alike
+        elif text := b"".join(content for _, content in alike):
+            yield kind, text
+
+
 def content_of(part: Part) -> tuple[bytes, bytes]:
     """What kind of part of a turn it is, and its content."""
     if isinstance(part, str):
-        return b"text", part.strip().encode()
+        return TEXT, part.strip().encode()
     source = part.source
     assert isinstance(source, Path | str | bytes), "rows refer to media, they hold no arrays"
     kind = b"picture" if isinstance(part, Picture) else b"recording"

@@ -92,6 +92,24 @@ def digest_of(source: Source) -> bytes:
     return example.digest()
 
 
+def test_texts_in_several_items_are_held_out_as_the_one_text_that_they_are_read_as(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture_bytes(1))
+    image = {"type": "image", "image": "a.png"}
+
+    def of(name: str, *items: str | dict[str, Any]) -> tuple[bytes, list[list[int]]]:
+        content = [item if isinstance(item, dict) else {"type": "text", "text": item} for item in items]
+        path = str(write_jsonl(tmp_path / f"{name}.jsonl", [{"messages": [ASKED | {"content": content}, ANSWERED]}]))
+        return digest_of(Source(path)), [row.ids.tolist() for row in rows_of(path)]
+
+    one = of("one", "say a", image, "bc")
+    assert of("several", "", "say", " ", " a", image, "b ", "c", "") != one  # "saya"
+    assert of("same", "say a", "", image, "b ", "c", "") == one
+    assert of("order", "say a", "bc", image) != one
+    assert of("alone", image) == of("with nothing", "", image, " ")
+    assert of("plain", "say a") == (digest_of(Source(str(write_jsonl(tmp_path / "m.jsonl", [MESSAGES])))),
+                                    [row.ids.tolist() for row in rows_of(str(tmp_path / "m.jsonl"))])  # fmt: skip
+
+
 @pytest.mark.parametrize("row", IN_OTHER_WORDS, ids=",".join)
 def test_every_format_gives_the_row_that_messages_give(tmp_path: Path, row: dict[str, Any]) -> None:
     expected = rows_of(str(write_jsonl(tmp_path / "messages.jsonl", [MESSAGES])))
