@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from trainer.data.batch import IGNORED
+from trainer.softcap import SoftCap
 
 CHUNK_BYTES = 256 << 20  # 102 tokens at 262,400 entries: enough for full speed of the products on an accelerator
 SCORE_BYTES = 10  # of memory for each: two numbers in float32 and one in half precision at most
@@ -88,14 +89,15 @@ def token_scores(
     labelled = labels != IGNORED
     rows, answers = hidden[labelled], labels[labelled]
     losses, right = [rows.new_empty(0, dtype=torch.float32)], [labelled.new_empty(0)]
+    cap = SoftCap.of(softcap, weight.dtype)
     size = BlockSize.of(len(rows), weight, chunk_bytes, whole_rows=False)
     for start in range(0, len(rows), size.rows):
-        chunk = Chunk.of(rows[start : start + size.rows], answers[start : start + size.rows], softcap)
+        chunk = Chunk.of(rows[start : start + size.rows], answers[start : start + size.rows], cap)
         likeliest = torch.zeros_like(chunk.labels)
         for block in size.blocks(len(chunk.labels), weight):
-            chunk.score(block)
-            top = block.scores.max(dim=1)
-            likeliest = torch.where(top.values > chunk.top, top.indices + block.first, likeliest)
+            cap.press(chunk.hidden, block.head, out=block.pressed)
+            top = block.pressed.max(dim=1)
+            likeliest = torch.where(cap.scores(top.values) > chunk.top, top.indices + block.first, likeliest)
             chunk.add(block)
         losses.append(chunk.losses())
         right.append(likeliest == chunk.labels)
@@ -168,24 +170,27 @@ class BlockSize:
 
     def blocks(self, rows: int, weight: Tensor) -> Iterator[Block]:
         """The blocks of the vocabulary; they share memory, but for their scores if those are to be kept."""
-        tanh = weight.new_empty(rows * self.columns)
+        pressed = weight.new_empty(rows * self.columns)
         scores = weight.new_empty(rows * (len(weight) if self.whole_rows else self.columns), dtype=torch.float32)
         for first in range(0, len(weight), self.columns):
             head = weight[first : first + self.columns]
             shape, at = (rows, len(head)), rows * first if self.whole_rows else 0
             yield Block(
-                first, head, tanh[: rows * len(head)].view(shape), scores[at : at + rows * len(head)].view(shape)
+                first, head, pressed[: rows * len(head)].view(shape), scores[at : at + rows * len(head)].view(shape)
             )
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some entries of the vocabulary: the id of the first, their rows of the head, and memory for their scores."""
+    """Some entries of the vocabulary: the id of the first, their rows of the head, and memory for their scores.
+
+    ``pressed`` is for the soft-cap's curve, ``powers`` for exp(score - top).
+    """
 
     first: int
     head: Float[Tensor, "columns dim"]
-    tanh: Float[Tensor, "rows columns"]
-    scores: Float[Tensor, "rows columns"]
+    pressed: Float[Tensor, "rows columns"]
+    powers: Float[Tensor, "rows columns"]
 
 
 @dataclass
@@ -193,50 +198,46 @@ class Chunk:
     """Some tokens, and what is known of them after the blocks that were added.
 
     ``others`` is the sum of exp(score - top) over all entries but the label, whose score is apart: the difference
-    of a confident token's probability and one would have few digits left.
+    of a confident token's probability and one would have few digits left. Scores are up to a constant, see ``SoftCap``.
     """
 
     hidden: Float[Tensor, "rows dim"]
     labels: Int[Tensor, " rows"]
-    softcap: float
+    cap: SoftCap
     top: Float[Tensor, " rows"]  # the largest score so far
     others: Float[Tensor, " rows"]
-    tanh: Float[Tensor, " rows"]  # the label's score by the soft-cap, and as it is
-    score_of_label: Float[Tensor, " rows"]
+    of_label: Float[Tensor, " rows"]  # the soft-cap's curve at the label
 
     @classmethod
-    def of(cls, hidden: Tensor, labels: Tensor, softcap: float) -> Chunk:
+    def of(cls, hidden: Tensor, labels: Tensor, cap: SoftCap) -> Chunk:
         """Before the first block."""
         zeros = hidden.new_zeros(len(labels), dtype=torch.float32)
-        return cls(hidden, labels, softcap, torch.full_like(zeros, -torch.inf), zeros, zeros, zeros)
-
-    def score(self, block: Block) -> None:
-        """Fill a block with scores, rounded like the model's, and with the hyperbolic tangents they are made of."""
-        torch.mm(self.hidden, block.head.T, out=block.tanh).div_(self.softcap).tanh_()
-        torch.mul(block.tanh, self.softcap, out=block.scores)
+        return cls(hidden, labels, cap, torch.full_like(zeros, -torch.inf), zeros, hidden.new_zeros(len(labels)))
 
     def add(self, block: Block) -> Tensor:
-        """Count a block; its scores become exp(score - top), 0 at the label. Returns what earlier sums shrink by."""
-        scores, tanh = block.scores, block.tanh
-        top = torch.maximum(self.top, scores.amax(dim=1))
+        """Count a block that is pressed: its powers become exp(score - top), 0 at the label.
+
+        Returns what earlier sums shrink by.
+        """
+        top = torch.maximum(self.top, self.cap.scores(block.pressed.amax(dim=1)))
         shrink = torch.exp(self.top - top)
         place = self.labels - block.first
         inside = (place >= 0) & (place < len(block.head))
         place = place.clamp(0, len(block.head) - 1)[:, None]
-        self.tanh = torch.where(inside, tanh.gather(1, place)[:, 0].float(), self.tanh)
-        self.score_of_label = torch.where(inside, scores.gather(1, place)[:, 0], self.score_of_label)
-        powers = scores.sub_(top[:, None]).exp_()
+        self.of_label = torch.where(inside, block.pressed.gather(1, place)[:, 0], self.of_label)
+        powers = block.powers
+        self.cap.powers(block.pressed, top, out=powers)
         powers.scatter_(1, place, powers.gather(1, place).masked_fill(inside[:, None], 0.0))
         self.top, self.others = top, self.others * shrink + powers.sum(dim=1)
         return shrink
 
     def total(self) -> Tensor:
         """The sum of exp(score - top) over all entries."""
-        return self.others + torch.exp(self.score_of_label - self.top)
+        return self.others + torch.exp(self.cap.scores(self.of_label) - self.top)
 
     def losses(self) -> Tensor:
         """After the last block."""
-        return self.total().log() + (self.top - self.score_of_label)
+        return self.total().log() + (self.top - self.cap.scores(self.of_label))
 
 
 def chunked_loss(
@@ -254,30 +255,31 @@ def chunked_loss(
     of_weight = torch.zeros_like(weight, dtype=torch.float32) if weight_gradient else None
     loss = hidden.new_zeros((), dtype=torch.float32)
     size = BlockSize.of(len(labels), weight, chunk_bytes, whole_rows=weight_gradient)
+    cap = SoftCap.of(softcap, weight.dtype)
     for start in range(0, len(labels), size.rows):
         rows = slice(start, start + size.rows)
-        chunk = Chunk.of(hidden[rows], labels[rows], softcap)
+        chunk = Chunk.of(hidden[rows], labels[rows], cap)
         gradient = None if of_hidden is None else of_hidden[rows].zero_()
         kept: list[tuple[Block, Tensor]] = []  # with the tops as they were then
         for block in size.blocks(len(chunk.labels), weight):
-            chunk.score(block)
+            cap.press(chunk.hidden, block.head, out=block.pressed)
             shrink = chunk.add(block)
             if not (hidden_gradient or weight_gradient):
                 continue
-            block.scores.addcmul_(block.scores, block.tanh.float().square_(), value=-1)
+            cap.dampen(block.powers, block.pressed)
             if gradient is not None:
-                add_product(gradient.mul_(shrink[:, None]), block.scores, block.head)
+                add_product(gradient.mul_(shrink[:, None]), block.powers, block.head)
             if weight_gradient:
                 kept.append((block, chunk.top))
         loss += chunk.losses().sum()
-        part = 1 / chunk.total()
-        of_label = chunk.others * part * (1 - chunk.tanh.square())
+        total = chunk.total()
+        of_label, part = chunk.others / total * cap.slope(chunk.of_label), cap.steepness / total
         if gradient is not None:
             gradient.mul_(part[:, None]).sub_(of_label[:, None] * weight[chunk.labels])
         if of_weight is not None:
             for block, top in kept:
                 scaled = chunk.hidden.float() * (torch.exp(top - chunk.top) * part)[:, None]
-                of_weight[block.first : block.first + len(block.head)].addmm_(block.scores.T, scaled)
+                of_weight[block.first : block.first + len(block.head)].addmm_(block.powers.T, scaled)
             of_weight.index_add_(0, chunk.labels, chunk.hidden.float() * -of_label[:, None])
     return LossAndGradients(loss, of_hidden, of_weight)
 
