@@ -54,7 +54,9 @@ def assert_the_same_but_for_rounding(one: Path, two: Path, *, loss: float = 1e-5
     """
     alone_records, together_records = (list(read_records(path / METRICS_FILE)) for path in (one, two))
     for alone, together in zip(alone_records, together_records, strict=True):
-        # float32 sums in another order; after a step of Adam, which magnifies the smallest gradients
+        # float32 sums in another order; after a step of Adam, which magnifies the smallest gradients. One process
+        # alone shows as much: with the rows of four micro-batches of two in two of four, or in eight of one, norms of
+        # its first step are 1e-6 apart, those of its second 1e-4 and 3e-4, and its third 5e-4 and 1e-3.
         assert together["loss"] == pytest.approx(alone["loss"], abs=loss)
         assert together.keys() == alone.keys()
         for exact in ("step", "epoch", "examples", "learning_rate"):
@@ -69,12 +71,14 @@ def assert_the_same_but_for_rounding(one: Path, two: Path, *, loss: float = 1e-5
 def test_two_processes_have_the_losses_of_one_with_the_doubled_batch(tmp_path: Path) -> None:
     launch_two({"output": str(tmp_path / "two"), "policy": "sandwich", "names": NAMES, "batch_size": 2,
                 "gradient_accumulation": 2, "max_steps": 2, "eval_every": 1})  # fmt: skip
-    config = trainer_config(tmp_path / "one", batch_size=4, gradient_accumulation=2, max_steps=2, eval_every=1)
+    # The same micro-batches, so that only their gradients are added up in another order.
+    config = trainer_config(tmp_path / "one", batch_size=2, gradient_accumulation=4, max_steps=2, eval_every=1)
     tiny_trainer(config, elastic_config=elastic(ElasticPolicy.sandwich, NAMES), num_validation=5).fit()
     assert [record["kind"] for record in read_records(tmp_path / "two" / METRICS_FILE)] == [
         "train", "validation", "validation",
     ] * 2  # fmt: skip
-    assert_the_same_but_for_rounding(tmp_path / "one", tmp_path / "two")
+    # 0 and 3e-5 were found.
+    assert_the_same_but_for_rounding(tmp_path / "one", tmp_path / "two", later_norms=1e-4)
 
 
 @pytest.mark.slow
