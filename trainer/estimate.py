@@ -106,7 +106,7 @@ class ShapeOfTable:
 
     def read(self, ids: Int[Tensor, " ids"], into: Float[Tensor, "ids columns"]) -> None:
         """There is nothing to read: rows are given with the batch."""
-        raise NotImplementedError(self.shape)
+        raise AssertionError(f"{len(ids)} rows asked of a table that is a shape alone, for {tuple(into.shape)}")
 
 
 def built(planned: Planned) -> Gemma3n | PeftModel:
