@@ -71,6 +71,8 @@ def complete(cfg: DictConfig, written: Sequence[str]) -> DictConfig:
 def refuse_change(key: str, one: Override, stored: DictConfig, cfg: DictConfig) -> None:
     """Raise ConfigError if a key has another value than the run was begun with, and must not have."""
     allowed = key in MAY_CHANGE or any(key.startswith(f"{known}.") for known in MAY_CHANGE)
+    # A row that a stream was stopped by has not been learnt from, nor has any behind it.
+    allowed = allowed or (key == "data.on_bad_row" and stored.data.streaming)
     before, now = as_plain(OmegaConf.select(stored, key)), as_plain(OmegaConf.select(cfg, key))
     if not allowed and before != now:
         if isinstance(before, dict) or isinstance(now, dict):  # a file of a group

@@ -67,7 +67,7 @@ def run(recipe: TrainRecipe) -> None:
         cache.digests.update(prepared.digests)
         prepared.loader.collator = Collator(prepared.processor.tokenizer.pad_id, prepared.processor, cache)
     begun = start_record(prepared, gemma, model, step=directory.resumed_step)
-    begun["steps_per_epoch"] = 1 / prepared.loader.epoch(rows_per_step(prepared.trainer, accelerator.num_processes))
+    begun["steps_per_epoch"] = prepared.steps_per_epoch(rows_per_step(prepared.trainer, accelerator.num_processes))
     for sink in sinks:
         sink.write(begun)
     trainer = Trainer(
@@ -107,14 +107,14 @@ def tell_what_is_trained(recipe: TrainRecipe, prepared: Prepared, rows_of_step: 
 
 def rows_taken_again(prepared: Prepared, at_once: int) -> str | None:
     """That a step takes more packs than there are, so that it has the same rows several times; None if it does not."""
-    count, config = len(prepared.loader.packs), prepared.trainer
-    if at_once <= count:
+    packs, config = prepared.packs, prepared.trainer
+    if packs is None or at_once <= (count := len(packs)):
         return None
-    what = "rows" if prepared.loader.packs.budget is None else f"packs (of {len(prepared.train.rows)} rows)"
+    what = "rows" if packs.budget is None else f"packs (of {len(prepared.train.rows)} rows)"
     keys = "trainer.batch_size" + (" or trainer.gradient_accumulation" if config.gradient_accumulation > 1 else "")
     return (
         f"a step takes {at_once} {what}, but there are {count}, so it has all of them {at_once / count:.1f} times;"
-        f" lower {keys}" + (", or set data.packing=false" if prepared.loader.packs.budget is not None else "")
+        f" lower {keys}" + (", or set data.packing=false" if packs.budget is not None else "")
     )
 
 

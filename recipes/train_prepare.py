@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from rich.console import Console
 
@@ -26,14 +27,16 @@ from recipes.locate import find_checkpoint
 from recipes.output import check_run_directory
 from recipes.sizes import resolve_sizes
 from recipes.train_recipe import Prepared, TrainRecipe
+from recipes.train_stream import open_stream, refuse_counting, tell_what_was_checked
 from trainer.config import Precision, TrainerConfig
 from trainer.data.collate import Collator
 from trainer.data.config import DataConfig
-from trainer.data.dataset import read_rows
+from trainer.data.dataset import read_rows, validation_rows
 from trainer.data.inspection import Digests, inspect, without_damage
 from trainer.data.loader import Loader
-from trainer.data.pack import pack_rows
-from trainer.data.supervise import TokenRows
+from trainer.data.pack import Packs, pack_rows
+from trainer.data.stream import StreamLoader
+from trainer.data.supervise import TokenRow, TokenRows
 from trainer.elastic import SliceSampler
 from trainer.optim import ROUNDING, refuse_absent, refuse_unusable
 from trainer.runtime import is_first_launched, num_launched, refuse_environment, refuse_undivided, rows_per_step
@@ -51,6 +54,8 @@ def prepare(recipe: TrainRecipe) -> Prepared:
         MatsliceError: Something asked for cannot be done.
     """
     check_run_directory(recipe.trainer.output)
+    if recipe.data.streaming:
+        refuse_counting(recipe.trainer)
     refuse_environment()
     if recipe.trainer.tensorboard:
         check_installed()
@@ -77,27 +82,45 @@ def prepare(recipe: TrainRecipe) -> Prepared:
     trained = trained_names(recipe, config)
     refuse_trained_table(recipe, trained)
     trains_media = not all(name.startswith(DECODER) for name in trained)
-    train, validation = read_data(recipe.data, processor, seed=recipe.trainer.seed)
+    stream = open_stream(recipe, processor) if recipe.data.streaming else None
+    train, validation = read_data(recipe.data, processor, seed=recipe.trainer.seed, stream=stream)
     refuse_watching_nothing(recipe.trainer, validation, evaluated)
     idle = refuse_idle_training(recipe, trained, train)
-    train, validation, digests = look_at_media(recipe.data, train, validation)
-    loader = Loader(
-        train.rows, batch_size=recipe.trainer.batch_size, seed=recipe.trainer.seed,
-        collator=Collator(processor.tokenizer.pad_id, processor), shuffle=recipe.data.shuffle,
-        packs=pack_rows(
-            train.rows, budget=recipe.data.pack_budget, seed=recipe.trainer.seed, shuffle=recipe.data.shuffle
-        ),
-    )  # fmt: skip
-    trainer = recipe.trainer.with_steps(1 / loader.epoch(rows_per_step(recipe.trainer, num_launched())))
+    if stream is None:
+        train, validation, digests = look_at_media(recipe.data, train, validation)
+        loader, packs = load(recipe, processor, train)
+        trainer = recipe.trainer.with_steps(1 / loader.epoch(rows_per_step(recipe.trainer, num_launched())))
+    else:
+        _, validation, digests = look_at_media(recipe.data, TokenRows([], [], 0), validation)
+        digests |= stream.block(0).reading.digests
+        loader, packs, trainer = stream, None, recipe.trainer
+        tell_what_was_checked(recipe.data, stream)
     schedule = build_schedule(recipe, trainer)
-    every = [*train.rows, *(validation.rows if validation else ())]
     loaded = config
-    if recipe.adapter is not None and checkpoint is not None:  # a model is saved whole, an adapter without its base
-        loaded = without_idle_towers(config, (row.ids for row in every), adapted=map(modality_of, trained))
+    # A model is saved whole, an adapter without its base. What rows of a stream will need is not known.
+    if recipe.adapter is not None and checkpoint is not None and packs is not None:
+        every = (row.ids for row in rows_of(train, validation))
+        loaded = without_idle_towers(config, every, adapted=map(modality_of, trained))
     return Prepared(
-        checkpoint, config, loaded, processor, trainer, schedule, loader, sampler, evaluated, train, validation,
+        checkpoint, config, loaded, processor, trainer, schedule, loader, packs, sampler, evaluated, train, validation,
         trains_media, idle, digests,
     )  # fmt: skip
+
+
+def load(recipe: TrainRecipe, processor: Processor, train: TokenRows) -> tuple[Loader, Packs]:
+    """What gives batches of rows that are all there, and the packs that these lie in."""
+    data, config = recipe.data, recipe.trainer
+    packs = pack_rows(train.rows, budget=data.pack_budget, seed=config.seed, shuffle=data.shuffle)
+    loader = Loader(
+        train.rows, batch_size=config.batch_size, seed=config.seed,
+        collator=Collator(processor.tokenizer.pad_id, processor), shuffle=data.shuffle, packs=packs,
+    )  # fmt: skip
+    return loader, packs
+
+
+def rows_of(train: TokenRows, validation: TokenRows | None) -> Iterator[TokenRow]:
+    """All rows, one at a time: those on disk are in memory only while they are looked at."""
+    return chain(train.rows, () if validation is None else validation.rows)
 
 
 def build_schedule(recipe: TrainRecipe, trainer: TrainerConfig) -> Schedule:
@@ -189,7 +212,7 @@ def refuse_idle_training(recipe: TrainRecipe, trained: Sequence[str], found: Tok
     }
     asked = {modality_of(name) for name in trained}
     idle = [modality for modality, has_rows in learnt.items() if modality in asked and not has_rows]
-    if len(idle) == len(asked):
+    if len(idle) == len(asked) and not recipe.data.streaming:  # else rows with media may come
         raise ConfigError(" ".join(f"{idle_training(recipe, modality)}." for modality in idle) + " Nothing is learnt.")
     return idle
 
@@ -201,15 +224,32 @@ def idle_training(recipe: TrainRecipe, modality: Modality) -> str:
         f"freeze=[{', '.join(recipe.freeze)}] leaves" if recipe.adapter is None
         else f"adapter.targets=[{', '.join(recipe.adapter.targets)}] has"
     )  # fmt: skip
+    if recipe.data.streaming:
+        return (
+            f"{setting} what takes in {medium} to be trained, but none of the first rows of data.train"
+            f" ({recipe.data.learnt_from}) has {medium}; it stays as it is until one comes"
+        )
     return (
         f"{setting} what takes in {medium} to be trained, but no row of data.train ({recipe.data.learnt_from})"
         f" has {medium}, so it stays as it is; give rows with {medium}, or train something else"
     )
 
 
-def read_data(data: DataConfig, processor: Processor, *, seed: int) -> tuple[TokenRows, TokenRows | None]:
-    """Rows to learn from, and rows to be measured on, if there are any; ``seed`` draws shares of sources."""
-    train, validation = read_rows(data, processor, seed=seed)
+def read_data(
+    data: DataConfig, processor: Processor, *, seed: int, stream: StreamLoader | None
+) -> tuple[TokenRows, TokenRows | None]:
+    """Rows to learn from, of a stream its first, and rows to be measured on, if there are any.
+
+    Args:
+        data: What the user says.
+        processor: That of the model.
+        seed: Draws shares of sources.
+        stream: What reads rows while training, where it does.
+    """
+    if stream is None:
+        train, validation = read_rows(data, processor, seed=seed)
+    else:  # which has been told of what is wrong with its rows, and tells it
+        train, validation = None, stream.rows.held_out_rows or validation_rows(data, processor)
     for found in (train, validation):
         if found is None:
             continue
@@ -217,6 +257,9 @@ def read_data(data: DataConfig, processor: Processor, *, seed: int) -> tuple[Tok
         if found.num_bad and is_first_launched():
             told = "\n".join(["", *found.faults])
             print(f"data: leaves out {found.num_bad} rows that cannot be used (data.on_bad_row){told}", file=sys.stderr)
+    if train is None:
+        assert stream is not None
+        train = stream.block(0).reading.found
     return train, validation
 
 
@@ -228,8 +271,11 @@ def look_at_media(
     Before that, whether something can be kept of them. In every process, and before they join: what joins them waits
     for minutes, and media may take longer.
     """
-    rows = [*train.rows, *(validation.rows if validation else ())]
-    if data.soft_token_cache is not None and any(row.media for row in rows):
+    total = len(train.rows) + (len(validation.rows) if validation else 0)
+    rows = [row for row in rows_of(train, validation) if row.media]  # others may be on disk, and stay there
+    if data.soft_token_cache is not None and rows:
         make_directory(data.soft_token_cache, key="data.soft_token_cache")
-    digests = inspect(rows, data.check_media, console=Console(stderr=True), on_bad_row=data.on_bad_row)
+    digests = inspect(
+        rows, data.check_media, console=Console(stderr=True), on_bad_row=data.on_bad_row, total=total
+    )  # fmt: skip
     return without_damage(train, digests), validation and without_damage(validation, digests), digests

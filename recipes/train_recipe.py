@@ -16,7 +16,8 @@ from recipes.shape import ShapeConfig
 from trainer.config import TrainerConfig
 from trainer.data.config import DataConfig
 from trainer.data.inspection import Digests
-from trainer.data.loader import Loader
+from trainer.data.loader import Batches
+from trainer.data.pack import Packs
 from trainer.data.supervise import TokenRows
 from trainer.elastic import ElasticConfig, SliceSampler
 from trainer.optim import OptimConfig
@@ -59,10 +60,11 @@ class Prepared:
     processor: Processor
     trainer: TrainerConfig  # its steps counted
     schedule: Schedule
-    loader: Loader
+    loader: Batches
+    packs: Packs | None  # None where rows are streamed
     sampler: SliceSampler
     evaluated: list[SliceSpec]
-    train: TokenRows
+    train: TokenRows  # of a stream those of its first block
     validation: TokenRows | None
     trains_media: bool  # whether a tower or an embedder is trained, which rows without media have no gradient for
     idle: list[Modality]  # what is trained, but has no row to learn from
@@ -70,6 +72,12 @@ class Prepared:
 
     @property
     def has_media(self) -> bool:
-        """Whether any row holds an image or sound."""
+        """Whether any row holds an image or sound, or may: of a stream it is not known."""
+        if self.packs is None and self.config.modalities != (Modality.text,):
+            return True
         kinds = (self.train,) if self.validation is None else (self.train, self.validation)
         return any(row.media for found in kinds for row in found.rows)
+
+    def steps_per_epoch(self, at_once: int) -> float | None:
+        """How many steps, of so many packs each, go through all data; None of a stream, where nobody knows."""
+        return None if self.packs is None else 1 / self.loader.epoch(at_once)

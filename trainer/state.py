@@ -8,6 +8,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from model.errors import CheckpointError
 
@@ -31,6 +32,7 @@ class TrainState:
     best_step: int = 0  # and where it was found
     loss_to_beat: float | None = None  # the lowest that was lower by trainer.early_stopping.min_delta
     evaluations_without_gain: int = 0  # in a row, up to the last one
+    stream: dict[str, Any] | None = None  # where a stream of data is; see trainer/data/stream.py
 
     def judge(self, loss: float, *, min_delta: float) -> None:
         """Take in the validation loss found after this step; one that is not finite is no gain."""

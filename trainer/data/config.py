@@ -71,7 +71,7 @@ class SourceConfig:
 
     path: str  # file, directory, or hub name with :config and @split if need be
     format: RowFormat = RowFormat.auto  # auto takes data.format
-    weight: float = 1.0  # how often an epoch takes each of its rows; of 2.5, half of them a third time, drawn by seed
+    weight: float = 1.0  # how often an epoch takes each row, of 2.5 half of them thrice; streamed, its share of draws
     columns: dict[str, str] = field(default_factory=dict)  # our field: its column; empty takes data.columns
 
     def __post_init__(self) -> None:
@@ -126,6 +126,8 @@ class DataConfig:
     pack_tokens: int | None = None  # the most that such a row may have; null = max_length_tokens
     max_validation_examples: int | None = None  # measure on the first ones only; null = all
     workers: int = 2  # threads that read images and sound ahead, a micro-batch each; 0 = none
+    streaming: bool = False  # read while training, not before; then give trainer.max_steps, and held_out as a number
+    stream_block_rows: int = 4096  # rows that are read at a time, shuffled among each other, and packed together
     token_cache: Path | None = None  # directory that keeps rows as tokens, so that texts are tokenised once
     soft_token_cache: Path | None = None  # directory that keeps what frozen towers make of images and sound
 
@@ -144,10 +146,28 @@ class DataConfig:
                 f"data.pack_tokens is {self.pack_tokens}, too few for a row of data.max_length_tokens"
                 f" ({self.max_length_tokens}); rows are never cut to be packed: raise the one or lower the other"
             )
+        if self.streaming:
+            self.check_streaming()
         if self.workers < 0:
             raise ConfigError(f"data.workers is {self.workers}; it must be 0 or more")
         if self.max_validation_examples is not None and self.max_validation_examples < 1:
             raise ConfigError(f"data.max_validation_examples is {self.max_validation_examples}; it must be at least 1")
+
+    def check_streaming(self) -> None:
+        """Raise ConfigError where something needs all rows, which are not known of a stream."""
+        if self.stream_block_rows < 1:
+            raise ConfigError(f"data.stream_block_rows is {self.stream_block_rows}; it must be at least 1")
+        if self.held_out is not None and self.held_out < 1:
+            raise ConfigError(
+                f"data.held_out is {self.held_out}, but with data.streaming=true it is not known how many rows there"
+                " are; give a number of rows, which are the first, or data.validation"
+            )
+        for key in ("token_cache", "soft_token_cache"):
+            if getattr(self, key) is not None:
+                raise ConfigError(
+                    f"data.{key} is set, but it keeps rows that are all known before training, and data.streaming is"
+                    " true; leave the one or the other out"
+                )
 
     @property
     def learnt_from(self) -> str:

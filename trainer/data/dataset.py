@@ -46,11 +46,16 @@ def read_rows(data: DataConfig, processor: Processor, *, seed: int) -> tuple[Tok
     if data.held_out is not None:
         rows = Picked(found.rows, [place for place, is_out in enumerate(out) if is_out][:most])
         return train, TokenRows(rows, (), 0)
+    return train, validation_rows(data, processor)
+
+
+def validation_rows(data: DataConfig, processor: Processor) -> TokenRows | None:
+    """The rows of ``data.validation``; None where nothing is named there. Raises as ``read_rows``."""
     if not data.validation:
-        return train, None
+        return None
     measured = [Source(path, data.format, data.columns) for path in data.validation]
-    validation = rows_of(measured, data, processor).found
-    return train, dataclasses.replace(validation, rows=validation.rows[:most])
+    found = rows_of(measured, data, processor).found
+    return dataclasses.replace(found, rows=found.rows[: data.max_validation_examples])
 
 
 def rows_of(sources: Sequence[Source], data: DataConfig, processor: Processor) -> SourceRows:
@@ -116,7 +121,8 @@ def identity_of(data: DataConfig) -> dict[str, Any]:
     Where files are does not count, but what a source of a mixture is called does, as shares are drawn by it.
     """
     return {
-        "train": fingerprint([source.path for source in sources_of(data)]),
+        "train": fingerprint(sources_of(data)),
+        "stream": stream_of(data) if data.streaming else None,
         "rules": {
             "sources": {name: part_of(data, name) for name in data.sources},
             "format": data.format.value,
@@ -124,8 +130,18 @@ def identity_of(data: DataConfig) -> dict[str, Any]:
             "supervise": {"roles": [role.value for role in data.supervise.roles], "turns": data.supervise.turns.value},
             "preference": data.preference.value,
             "held_out": data.held_out,
-            "on_bad_row": data.on_bad_row.value,
+            # Up to where a stream has been learnt from nothing was wrong with it, or it was left out.
+            "on_bad_row": None if data.streaming else data.on_bad_row.value,
         },
+    }
+
+
+def stream_of(data: DataConfig) -> dict[str, Any]:
+    """What decides which rows a stream has, beside what decides which rows a set has that is read whole."""
+    return {
+        "block_rows": data.stream_block_rows,
+        "max_length_tokens": data.max_length_tokens,
+        "long_rows": data.long_rows.value,
     }
 
 

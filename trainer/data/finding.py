@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from model.errors import InputError
 from trainer.data.reading import Piece, read_csv, read_json, read_lines, read_text
-from trainer.data.tables import piece_of, read_arrow, read_parquet
+from trainer.data.tables import piece_of, read_arrow, read_parquet, streamed_pieces
 
 READERS = {
     ".jsonl": read_lines, ".ndjson": read_lines, ".json": read_json, ".parquet": read_parquet, ".csv": read_csv,
@@ -29,10 +30,15 @@ PARTS = re.compile(r"(?P<name>.+?)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[^@/]+)
 HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 SAVED = ("dataset_dict.json", "state.json")  # in a directory that was written by save_to_disk
 USUAL_SPLIT = "train"
+ENDS_BYTES = 2**20  # of a file, at either end, that are looked at where the whole would be too much
 
 
-def find(source: str | Path) -> list[Piece]:
+def find(source: str | Path, *, streaming: bool = False) -> list[Piece]:
     """The files of a source, or its split, in order; of a hub name it is downloaded, unless it was.
+
+    Args:
+        source: The name.
+        streaming: Whether what the hub has is read from there as it is needed, and not downloaded.
 
     Raises:
         InputError: There is none, or it cannot be read as a whole.
@@ -51,7 +57,7 @@ def find(source: str | Path) -> list[Piece]:
         raise InputError(f"data: '{text}': a file has no configs and splits; name '{name}' alone")
     if Path(name).suffix in READERS or not HUB_NAME.fullmatch(name):
         raise InputError(f"data: no file '{text}' (relative names start at {Path.cwd()})")
-    return hub(name, config, split)
+    return hub_stream(name, config, split) if streaming else hub(name, config, split)
 
 
 def file_piece(path: Path) -> Piece:
@@ -60,7 +66,7 @@ def file_piece(path: Path) -> Piece:
     if read is None:
         found = f"ends in '{path.suffix}'" if path.suffix else "has no ending"
         raise InputError(f"data: '{path}' {found}; expected {ENDINGS}")
-    return Piece(str(path), path.parent, partial(read, path), partial(digest_of, [path]))
+    return Piece(str(path), path.parent, partial(read, path), partial(digest_of, [path]), partial(glance_at, [path]))
 
 
 def digest_of(paths: Iterable[Path]) -> bytes:
@@ -70,6 +76,18 @@ def digest_of(paths: Iterable[Path]) -> bytes:
         with path.open("rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").digest())
     return digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()
+
+
+def glance_at(paths: Iterable[Path]) -> bytes:
+    """A hash of the sizes, first and last bytes of files in their order: to read all of large ones takes too long."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            first = file.read(ENDS_BYTES)
+            size = file.seek(0, 2)
+            file.seek(max(size - ENDS_BYTES, 0))
+            digest.update(f"{size} ".encode() + hashlib.sha256(first).digest() + hashlib.sha256(file.read()).digest())
+    return digest.digest()
 
 
 def saved(directory: Path, split: str | None) -> list[Piece]:
@@ -88,7 +106,7 @@ def saved(directory: Path, split: str | None) -> list[Piece]:
     name = str(directory) if split is None else f"{directory}[{split}]"
     files = [Path(file["filename"]) for file in loaded.cache_files]
     found = piece_of(loaded, name, directory)
-    return [Piece(name, directory, found.read, partial(digest_of, files))]
+    return [Piece(name, directory, found.read, partial(digest_of, files), partial(glance_at, files))]
 
 
 def folder(directory: Path, config: str | None, split: str | None) -> list[Piece]:
@@ -117,11 +135,37 @@ def hub(name: str, config: str | None, split: str | None) -> list[Piece]:
         InputError: There is none of this name, or it cannot be fetched.
     """
     import datasets
-    from datasets import exceptions
 
     text = f"{name}{f':{config}' if config else ''}"
-    try:
+    with told_of_the_hub(text):
         loaded = datasets.load_dataset(name, config, split=split)
+    if isinstance(loaded, datasets.DatasetDict):
+        split = chosen(split, loaded, text)
+        loaded = loaded[split]
+    assert isinstance(loaded, datasets.Dataset), "nothing is streamed"
+    return [piece_of(loaded, f"{text}[{split}]", Path.cwd())]
+
+
+def hub_stream(name: str, config: str | None, split: str | None) -> list[Piece]:
+    """One split of a data set of the hub, read from there; raises as ``hub``."""
+    import datasets
+
+    text = f"{name}{f':{config}' if config else ''}"
+    with told_of_the_hub(text):
+        builder = datasets.load_dataset_builder(name, config)
+        splits = builder.info.splits or builder.config.data_files or {}
+    split = chosen(split, splits, text)
+    with told_of_the_hub(text):
+        return streamed_pieces(builder, split, f"{text}[{split}]", Path.cwd())
+
+
+@contextmanager
+def told_of_the_hub(text: str) -> Iterator[None]:
+    """Turn what the library raises about a data set of the hub into an InputError that says what to do."""
+    from datasets import exceptions
+
+    try:
+        yield
     except exceptions.DatasetNotFoundError:
         raise InputError(
             f"data: '{text}' is no file or directory here (relative names start at {Path.cwd()}), and the hub has no"
@@ -135,11 +179,6 @@ def hub(name: str, config: str | None, split: str | None) -> list[Piece]:
         ) from None
     except (OSError, ValueError, RuntimeError, exceptions.DatasetsError) as error:
         raise InputError(f"data: '{text}': no data set can be loaded from the hub ({told(error)})") from None
-    if isinstance(loaded, datasets.DatasetDict):
-        split = chosen(split, loaded, text)
-        loaded = loaded[split]
-    assert isinstance(loaded, datasets.Dataset), "nothing is streamed"
-    return [piece_of(loaded, f"{text}[{split}]", Path.cwd())]
 
 
 def chosen(split: str | None, among: Iterable[Any], name: str) -> str:

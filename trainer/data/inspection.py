@@ -25,7 +25,12 @@ MANY = 10_000  # media, which take more than some seconds
 
 
 def inspect(
-    rows: Sequence[TokenRow], check: CheckMedia, *, console: Console, on_bad_row: OnBadRow | None = None
+    rows: Sequence[TokenRow],
+    check: CheckMedia,
+    *,
+    console: Console,
+    on_bad_row: OnBadRow | None = None,
+    total: int | None = None,
 ) -> Digests:
     """The digests of all media of ``rows``, by medium; each is read once, and decoded if it is to be.
 
@@ -37,6 +42,7 @@ def inspect(
         check: How closely media are looked at.
         console: Where to say things.
         on_bad_row: What becomes of rows with media that cannot be read; None where there is no choice.
+        total: How many rows there are, if ``rows`` are not all of them.
 
     Raises:
         InputError: Some cannot be read or decoded, and are to be refused; the first of their rows are listed.
@@ -56,7 +62,9 @@ def inspect(
         dict.fromkeys(Fault(row.where, f"messages: {wrong[medium]}") for row, medium in first if medium is not None)
     )
     if on_bad_row is not OnBadRow.skip:
-        raise_faults(faults, total=len(rows), remedy=MEND if on_bad_row is None else MEND_OR_SKIP)
+        raise_faults(
+            faults, total=len(rows) if total is None else total, remedy=MEND if on_bad_row is None else MEND_OR_SKIP
+        )
     elif faults and is_first_launched():
         console.print(f"data: leaves out {len(faults)} rows for their media", *in_lines(faults), sep="\n", markup=False)
     return digests

@@ -10,12 +10,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any, Protocol, runtime_checkable
 
 from trainer.data.batch import Batch
 from trainer.data.collate import Collator
 from trainer.data.pack import Packs, alone
 from trainer.data.supervise import TokenRow
 from trainer.seeding import seeded
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """What training takes from data, whether all of them are there (``Loader``) or come by and by (``stream``)."""
+
+    batch_size: int
+    collator: Collator
+
+    def epoch(self, position: int) -> float:
+        """How many times the data has been gone through when ``position`` packs have been taken."""
+        ...
+
+    def take(self, position: int, *, process: int = 0) -> list[TokenRow]:
+        """The rows of ``process`` in the micro-batch that starts at ``position``."""
+        ...
+
+    def batch(self, position: int, *, process: int = 0) -> Batch:
+        """The batch of those rows; may be called by several threads at a time."""
+        ...
+
+    def state_at(self, position: int) -> dict[str, Any] | None:
+        """What must be known to begin there, beside the position; plain values."""
+        ...
+
+    def go_on_from(self, state: dict[str, Any] | None) -> None:
+        """Begin where another loader was when it gave this; to be called before anything is taken."""
+        ...
 
 
 class Loader:
@@ -75,3 +104,9 @@ class Loader:
     def batch(self, position: int, *, process: int = 0) -> Batch:
         """Those packs, side by side; may be called by several threads at a time."""
         return self.collator.of_packs(self.take_packs(position, process=process))
+
+    def state_at(self, position: int) -> None:
+        """Nothing: the position is all there is to know."""
+
+    def go_on_from(self, state: dict[str, Any] | None) -> None:
+        """As ``state_at``."""

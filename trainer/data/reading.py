@@ -12,6 +12,7 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,23 +40,26 @@ class Piece:
     Args:
         name: What messages call it.
         directory: Where relative names of media start.
-        read: Its rows, in order.
+        read: Its rows in order, those that are none included, without the first so many: what is left out is not
+            looked at if that can be.
         digest: A hash of its content.
+        glance: A hash of what of it is known without reading it all.
     """
 
     name: str
     directory: Path
-    read: Callable[[], Iterator[Row | Fault]]
+    read: Callable[[int], Iterator[Row | Fault]]
     digest: Callable[[], bytes]
+    glance: Callable[[], bytes]
 
 
-def read_lines(path: Path) -> Iterator[Row | Fault]:
-    """The values of a file of JSON Lines; blank lines are no rows."""
+def read_lines(path: Path, start: int = 0) -> Iterator[Row | Fault]:
+    """The values of a file of JSON Lines, the first ``start`` left out; blank lines are no rows."""
     refuse_utf_16(path)
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield parsed(line.rstrip(b"\r\n"), f"{path}:{number}")
+        lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+        for number, line in islice(lines, start, None):
+            yield parsed(line.rstrip(b"\r\n"), f"{path}:{number}")
 
 
 def parsed(line: bytes, where: str) -> Row | Fault:
@@ -75,8 +79,8 @@ def parsed(line: bytes, where: str) -> Row | Fault:
         return Fault(where, "found lists or objects within each other a thousand deep; expected one object per line")
 
 
-def read_json(path: Path) -> Iterator[Row | Fault]:
-    """The values of a file that is one JSON list.
+def read_json(path: Path, start: int = 0) -> Iterator[Row | Fault]:
+    """The values of a file that is one JSON list, the first ``start`` left out.
 
     Raises:
         InputError: It is something else.
@@ -97,16 +101,23 @@ def read_json(path: Path) -> Iterator[Row | Fault]:
         raise InputError(f"data: '{path}': found no JSON that can be read ({error}); expected a list of rows") from None
     if not isinstance(rows, list):
         raise InputError(f"data: '{path}': found {kind(rows)}; expected a list of rows{lines}")
-    for number, value in enumerate(rows, start=1):
-        yield Row(value, f"{path}:row {number}")
+    for number in range(start, len(rows)):
+        yield Row(rows[number], f"{path}:row {number + 1}")
 
 
-def read_csv(path: Path) -> Iterator[Row | Fault]:
+def read_csv(path: Path, start: int = 0) -> Iterator[Row | Fault]:
     """The rows of a file of comma- or tab-separated values, their fields named by its first line; all are texts.
+
+    The first ``start`` are left out; to know where they end they are read.
 
     Raises:
         InputError: Its first line gives two columns one name, or cannot be read.
     """
+    yield from islice(csv_rows(path), start, None)
+
+
+def csv_rows(path: Path) -> Iterator[Row | Fault]:
+    """All of them."""
     refuse_utf_16(path)
     csv.field_size_limit(LONGEST_FIELD)
     # Bytes that are no text are read as half of a surrogate pair each, and told row by row.
@@ -168,8 +179,8 @@ def byte_in(text: str) -> str | None:
     return None if found is None else f"{found - 0xDC00:#04x}"
 
 
-def read_text(path: Path) -> Iterator[Row | Fault]:
-    """A file of text as one row.
+def read_text(path: Path, start: int = 0) -> Iterator[Row | Fault]:
+    """A file of text as one row, left out if ``start`` is above 0.
 
     Raises:
         InputError: It is no UTF-8.
@@ -181,7 +192,7 @@ def read_text(path: Path) -> Iterator[Row | Fault]:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise InputError(f"data: {path}:{line}: found byte {content[error.start]:#04x}; expected UTF-8 text") from None
-    if text.strip():
+    if text.strip() and not start:
         yield Row({"text": text}, f"{path}:1")
 
 

@@ -36,6 +36,7 @@ class Source:
         columns: Our fields and what they are called there.
         weight: How often an epoch takes each row.
         name: What a mixture calls it.
+        streaming: Whether it is read while training.
     """
 
     path: str
@@ -43,6 +44,11 @@ class Source:
     columns: Mapping[str, str] = field(default_factory=dict)
     weight: float = 1.0
     name: str = ""
+    streaming: bool = False
+
+    def pieces(self) -> list[Piece]:
+        """Its files, or the parts that it is read by; raises as ``find``."""
+        return find(self.path, streaming=self.streaming)
 
     def examples(
         self, *, roles: Collection[Role] = (Role.assistant,), preference: OnPreference = OnPreference.refuse
@@ -56,12 +62,14 @@ class Source:
         Raises:
             InputError: There is no such source, it cannot be read, has no rows, or holds pairs that are refused.
         """
-        for piece in find(self.path):
+        for piece in self.pieces():
             yield from self.examples_of(piece, roles, preference)
 
-    def examples_of(self, piece: Piece, roles: Collection[Role], preference: OnPreference) -> Iterator[Example | Fault]:
-        """Those of one file, or one split."""
-        coming = piece.read()
+    def examples_of(
+        self, piece: Piece, roles: Collection[Role], preference: OnPreference, *, start: int = 0
+    ) -> Iterator[Example | Fault]:
+        """Those of one file, or one split, without its first ``start`` rows."""
+        coming = piece.read(0)
         first = list(islice(coming, TOLD_FROM))
         if not first:
             raise InputError(f"data: '{piece.name}' has no rows")
@@ -71,7 +79,7 @@ class Source:
                 f"data: '{piece.name}' holds preference pairs, and there is no preference objective yet to train on"
                 " them; data.preference=chosen learns the chosen answers alone, as supervised fine-tuning"
             )
-        for row in chain(first, coming):
+        for row in chain(first, coming) if start == 0 else piece.read(start):
             yield row if isinstance(row, Fault) else parsed(
                 row, form, piece.directory, columns=self.columns, roles=roles
             )  # fmt: skip
@@ -100,12 +108,12 @@ def sources_of(data: DataConfig) -> list[Source]:
         ConfigError: Columns are named for fields that rows do not have.
     """
     check_columns(data.columns, data.format, "data.columns")
-    sources = [Source(path, data.format, data.columns, name=path) for path in data.train]
+    sources = [Source(path, data.format, data.columns, name=path, streaming=data.streaming) for path in data.train]
     for name, given in data.sources.items():
         form = data.format if given.format is RowFormat.auto else given.format
         columns = given.columns or data.columns
         check_columns(columns, form, f"data.sources.{name}.columns")
-        sources.append(Source(given.path, form, columns, given.weight, name))
+        sources.append(Source(given.path, form, columns, given.weight, name, data.streaming))
     return sources
 
 
@@ -120,9 +128,13 @@ def read_conversations(paths: Sequence[str | Path]) -> list[Example]:
     return [one for one in found if isinstance(one, Example)]
 
 
-def fingerprint(paths: Sequence[str | Path]) -> str:
-    """A hash of the content of all sources in order: the same data under another name is the same data."""
+def fingerprint(sources: Sequence[Source]) -> str:
+    """A hash of the content of all sources in order: the same data under another name is the same data.
+
+    Of those that are streamed it is one of what can be known without reading all of them.
+    """
     digest = hashlib.sha256()
-    for piece in chain.from_iterable(map(find, paths)):
-        digest.update(piece.digest())
+    for source in sources:
+        for piece in source.pieces():
+            digest.update(piece.glance() if source.streaming else piece.digest())
     return digest.hexdigest()

@@ -8,7 +8,8 @@ Rows are taken as Arrow has them, so that no image or sound is decoded on the wa
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from trainer.data.reading import Piece, Row
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from datasets import Dataset
+    from datasets import Dataset, DatasetBuilder
 
 ROWS_AT_A_TIME = 64  # each may hold an image
 PARQUET_MARK = b"PAR1"  # how files of it begin and end
@@ -27,8 +28,8 @@ STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 AGAIN = "copy or download it again"
 
 
-def read_parquet(path: Path) -> Iterator[Row | Fault]:
-    """The rows of a Parquet file.
+def read_parquet(path: Path, start: int = 0) -> Iterator[Row | Fault]:
+    """The rows of a Parquet file, the first ``start`` left out; groups of rows before them are not read.
 
     Raises:
         InputError: It is damaged.
@@ -38,13 +39,18 @@ def read_parquet(path: Path) -> Iterator[Row | Fault]:
 
     def batches() -> Iterator[pa.RecordBatch]:
         with pq.ParquetFile(path, memory_map=True) as file:
-            yield from file.iter_batches(batch_size=ROWS_AT_A_TIME)
+            sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+            first, left = first_with(sizes, start)
+            groups = list(range(first, len(sizes)))
+            yield from without_first(file.iter_batches(batch_size=ROWS_AT_A_TIME, row_groups=groups), left)
 
-    return rows_of(batches(), str(path))
+    return rows_of(batches(), str(path), start=start)
 
 
-def read_arrow(path: Path) -> Iterator[Row | Fault]:
+def read_arrow(path: Path, start: int = 0) -> Iterator[Row | Fault]:
     """The rows of an Arrow file, in its file format or, as ``datasets`` writes it, its stream format.
+
+    The first ``start`` are left out; they are mapped, and no value is made of them.
 
     Raises:
         InputError: It is damaged.
@@ -67,7 +73,25 @@ def read_arrow(path: Path) -> Iterator[Row | Fault]:
                 if end != STREAM_END:
                     raise OSError("its end is missing")
 
-    return rows_of(batches(), str(path))
+    return rows_of(without_first(batches(), start), str(path), start=start)
+
+
+def first_with(sizes: Sequence[int], start: int) -> tuple[int, int]:
+    """Which of groups of these sizes has the row with the number ``start``, and how many stand before it there."""
+    for number, size in enumerate(sizes):
+        if start < size:
+            return number, start
+        start -= size
+    return len(sizes), 0
+
+
+def without_first(batches: Iterable[pa.RecordBatch], count: int) -> Iterator[pa.RecordBatch]:
+    """Tables without their first ``count`` rows."""
+    for batch in batches:
+        left_out = min(count, batch.num_rows)
+        count -= left_out
+        if left_out < batch.num_rows:
+            yield batch.slice(left_out)
 
 
 def refuse_without_marks(path: Path, mark: bytes, name: str) -> None:
@@ -91,15 +115,15 @@ def ends_of(path: Path, first: int, last: int) -> tuple[bytes, bytes]:
         return begin, file.read(last)
 
 
-def rows_of(batches: Iterable[Any], name: str, *, prefix: str = "row ") -> Iterator[Row | Fault]:
-    """The rows of tables in order, numbered from 1.
+def rows_of(batches: Iterable[Any], name: str, *, prefix: str = "row ", start: int = 0) -> Iterator[Row | Fault]:
+    """The rows of tables in order, the first of which has the number ``start + 1``.
 
     Raises:
         InputError: The next cannot be read.
     """
     import pyarrow as pa
 
-    number = 0
+    number = start
     coming = iter(batches)
     while True:
         try:
@@ -135,11 +159,39 @@ def without_paths(value: Any) -> Any:
 def piece_of(dataset: Dataset, name: str, directory: Path) -> Piece:
     """A memory-mapped data set, called ``name``."""
 
-    def read() -> Iterator[Row | Fault]:
-        return rows_of(dataset.with_format("arrow").iter(batch_size=ROWS_AT_A_TIME), name, prefix="")
+    def read(start: int) -> Iterator[Row | Fault]:
+        left = dataset.skip(start) if start < len(dataset) else dataset.take(0)
+        return rows_of(left.with_format("arrow").iter(batch_size=ROWS_AT_A_TIME), name, prefix="", start=start)
 
     def digest() -> bytes:
         # By the library's own fingerprint, which is one of what was downloaded, and of what was done to it.
         return hashlib.sha256(dataset._fingerprint.encode()).digest()  # noqa: SLF001 (it has no other name)
 
-    return Piece(name, directory, read, digest)
+    return Piece(name, directory, read, digest, digest)
+
+
+def streamed_pieces(builder: DatasetBuilder, split: str, name: str, directory: Path) -> list[Piece]:
+    """The shards of one split of a data set, each read when it is needed, and called ``name``, its number.
+
+    A shard is a file of the data set; those before the one that reading begins in are not opened.
+    """
+    from datasets import IterableDataset
+
+    found = builder.as_streaming_dataset(split)
+    assert isinstance(found, IterableDataset), "one split is asked for"
+    whole, count = found, found.num_shards
+
+    def read(number: int, start: int) -> Iterator[Row | Fault]:
+        shard = whole.shard(count, number).skip(start)
+        return rows_of(
+            shard.with_format("arrow").iter(batch_size=ROWS_AT_A_TIME), called(number), prefix="", start=start
+        )
+
+    def called(number: int) -> str:
+        return name if count == 1 else f"{name}[{number}]"
+
+    def digest() -> bytes:
+        # What the library calls its copy by: where the files are, and what they were when they were listed.
+        return hashlib.sha256(f"{builder.config_id} {builder.hash} {split}".encode()).digest()
+
+    return [Piece(called(number), directory, partial(read, number), digest, digest) for number in range(count)]

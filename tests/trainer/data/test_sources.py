@@ -12,7 +12,7 @@ from model.errors import ConfigError, InputError
 from model.processor.chat import Message, Role
 from tests.trainer.parts import write_jsonl
 from trainer.data.config import DataConfig
-from trainer.data.sources import fingerprint, read_conversations
+from trainer.data.sources import Source, fingerprint, read_conversations
 
 USER, ASSISTANT = {"role": "user", "content": "say a"}, {"role": "assistant", "content": "a"}
 GOOD: dict[str, Any] = {"messages": [USER, ASSISTANT]}
@@ -86,6 +86,7 @@ def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
 def test_the_fingerprint_is_one_of_the_content_and_its_order(tmp_path: Path) -> None:
     first, second = write_jsonl(tmp_path / "a.jsonl", [GOOD]), write_jsonl(tmp_path / "b.jsonl", [GOOD, GOOD])
     same = write_jsonl(tmp_path / "c.jsonl", [GOOD])
+    first, second, same = (Source(str(path)) for path in (first, second, same))
     assert fingerprint([first, second]) == fingerprint([same, second]) != fingerprint([second, first])
 
 
