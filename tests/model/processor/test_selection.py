@@ -71,7 +71,7 @@ def test_a_long_text_is_read_in_pieces_that_change_few_tokens(tmp_path: Path, mo
     assert not any(piece[0].isspace() for piece in pieces)
     counted = tokens_from_corpus([path], tokenizer()).of
     changed = counted - Counter(tokenizer().encode(text))
-    assert changed.total() <= len(pieces) // 5  # tokens that lie across two pieces
+    assert changed.total() <= len(pieces) // 2  # tokens that lie across two pieces
 
 
 def test_the_texts_of_conversations_are_counted(tmp_path: Path) -> None:
