@@ -26,7 +26,7 @@ from model.inputs import Inputs
 from model.recompute import RecomputeConfig, TextRecompute
 from model.slicing.spec import SliceSpec
 from tests.parity.reference import reference_of, relative, widen_float32
-from tests.tiny import tiny_config, tiny_model
+from tests.tiny import first_unreadable_id, tiny_config, tiny_model
 from trainer.data.batch import IGNORED, Batch
 from trainer.step import SupervisedLoss, batch_loss_sum
 
@@ -45,7 +45,7 @@ def documents() -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(6)
     found = []
     for length in LENGTHS:
-        ids = torch.randint(1, CONFIG.text.vocab_size, (length,), generator=generator)
+        ids = torch.randint(1, first_unreadable_id(CONFIG), (length,), generator=generator)
         labels = torch.cat([ids[1:], torch.tensor([IGNORED])])
         labels[: min(3, length - 2)] = IGNORED
         found.append((ids, labels))
