@@ -4,6 +4,7 @@
     run.json                        what must be the same when the run is resumed, and what a fork came from
     metrics.jsonl, loss.png         see trainer/metrics.py
     divergence.json                 see trainer/divergence.py
+    state.json                      the newest checkpoint's, if what a signal left no time for was measured since
     weights, best                   see trainer/retention.py
     checkpoints/step_000010/        whole as soon as it has this name
         manifest.json               size and SHA-256 of each of the others
@@ -18,6 +19,7 @@ taken. Sampler and order of the data are functions of the counts in ``state.json
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import pickle
@@ -36,14 +38,32 @@ from model.checkpoint.directory import flush, flush_entry
 from model.errors import CheckpointError, ConfigError
 from trainer.config import TrainerConfig
 from trainer.divergence import DIVERGENCE_FILE
-from trainer.identity import as_stored, read_identity, refuse_another, refuse_other_rows
+from trainer.identity import (
+    as_stored,
+    changes_of,
+    read_identity,
+    refuse_another,
+    refuse_other_rows,
+    surroundings_of,
+)  # fmt: skip
 from trainer.manifest import damage_of, write_manifest
-from trainer.retention import CHECKPOINTS, UNFINISHED, checkpoint_at, link_both, set_aside, steps_of, thin_out
+from trainer.retention import (
+    BEST,
+    CHECKPOINTS,
+    UNFINISHED,
+    checkpoint_at,
+    link_both,
+    linked_step,
+    set_aside,
+    steps_of,
+    thin_out,
+)  # fmt: skip
 from trainer.state import TrainState
 from trainer.trained import WEIGHTS, Trained, read_tensors, write_tensors
 
 RUN_FILE, STATE_FILE, LOCK_FILE = "run.json", "state.json", ".lock"
 NOT_WRITTEN = (OSError, SafetensorError)  # a full disk, a directory that is gone
+MEASURED = ("evaluated_at", "best_loss", "best_step", "loss_to_beat", "evaluations_without_gain")  # of TrainState
 NOT_READ = (OSError, EOFError, ValueError, RuntimeError, KeyError, pickle.UnpicklingError)
 
 
@@ -81,13 +101,16 @@ class Run:
         self.lock: TextIO | None = None
         found: int | None = None
         if accelerator.is_main_process:
-            found = self.claim(as_stored(identity, told, lineage), resume=config.resume)
+            now = as_stored(identity, told, lineage, surroundings_of(config, accelerator))
+            found = self.claim(now, resume=config.resume)
         # The step of the checkpoint to go on from; None for a run that begins.
         self.found: int | None = self.of_first_process(found)
         self.state = TrainState()
         if self.found is not None:
-            self.state = TrainState.read(self.path(self.found) / STATE_FILE)
+            self.state = self.state_at(self.found)
             refuse_other_rows(self.state, config, accelerator.num_processes)
+            if accelerator.is_main_process:
+                self.go_on(surroundings_of(config, accelerator))
 
     @property
     def resumed_step(self) -> int:
@@ -120,7 +143,8 @@ class Run:
                 " another trainer.output"
             )
         else:
-            write_whole(path, json.dumps(identity, indent=2, sort_keys=True) + "\n")
+            write_identity(path, identity)
+            (self.directory / STATE_FILE).unlink(missing_ok=True)
         (self.directory / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         for remains in (self.directory / CHECKPOINTS).glob(f"{UNFINISHED}*"):
             shutil.rmtree(remains)
@@ -136,9 +160,45 @@ class Run:
                 f" damaged_{self.path(step).name}", file=sys.stderr,
             )  # fmt: skip
         set_aside(self.directory, list(damaged))
-        state = TrainState.read(self.path(whole) / STATE_FILE)
-        link_both(self.directory, newest=whole, best=state.best_step if self.keep_best else None)
         return whole
+
+    def go_on(self, surroundings: dict[str, Any]) -> None:
+        """Point the links to where the run goes on from; say what is not as it was."""
+        self.link(self.state, newest=self.resumed_step)
+        path, best = self.directory / RUN_FILE, self.state.best_step
+        if self.keep_best and self.state.best_loss is not None and linked_step(self.directory, BEST) != best:
+            print(
+                f"warning: the lowest validation loss so far is of step {best}, whose checkpoint is not there any more;"
+                f" '{BEST}' will be the first that is lower", file=sys.stderr,
+            )  # fmt: skip
+        stored = read_identity(path)
+        if changed := changes_of(stored.get("surroundings", surroundings), surroundings):
+            print(f"'{self.directory}' continues, but no longer bitwise: {', '.join(changed)}", file=sys.stderr)
+        if stored.get("surroundings") != surroundings:
+            write_identity(path, stored | {"surroundings": surroundings})
+
+    def link(self, state: TrainState, *, newest: int) -> None:
+        """Point the links to the newest checkpoint and, if it is to be kept, to the best."""
+        has_best = self.keep_best and state.best_loss is not None
+        link_both(self.directory, newest=newest, best=state.best_step if has_best else None)
+
+    def state_at(self, step: int) -> TrainState:
+        """The state of a checkpoint, with what was measured after it was written."""
+        state, note = TrainState.read(self.path(step) / STATE_FILE), self.directory / STATE_FILE
+        try:
+            noted = TrainState.read(note) if note.exists() else state
+        except CheckpointError:  # it is measured again
+            return state
+        if noted.step != step or noted.evaluated_at != step:
+            return state
+        return dataclasses.replace(state, **{name: getattr(noted, name) for name in MEASURED})
+
+    def note(self, state: TrainState) -> None:
+        """Keep what was measured after the checkpoint of this step was written; called by every process."""
+        if self.accelerator.is_main_process:
+            write_whole(self.directory / STATE_FILE, json.dumps(dataclasses.asdict(state), indent=2) + "\n")
+            self.link(state, newest=state.step)
+        self.accelerator.wait_for_everyone()
 
     def of_first_process(self, value: int | None) -> int | None:
         """What the first process has."""
@@ -179,11 +239,14 @@ class Run:
             if self.accelerator.is_main_process:
                 shutil.rmtree(aside, ignore_errors=True)
             raise
-        if self.accelerator.is_main_process:
-            link_both(self.directory, newest=state.step, best=state.best_step if self.keep_best else None)
-            thin_out(self.directory, keep=self.keep)
-        self.accelerator.wait_for_everyone()
+        self.together(lambda: self.tidy(state), state, first_only=True)
         return whole
+
+    def tidy(self, state: TrainState) -> None:
+        """What follows a checkpoint that is whole: links, and fewer of the older ones."""
+        self.link(state, newest=state.step)
+        (self.directory / STATE_FILE).unlink(missing_ok=True)
+        thin_out(self.directory, keep=self.keep)
 
     def write(self, aside: Path, state: TrainState, trained: Trained) -> None:
         """This process's part of a checkpoint."""
@@ -202,12 +265,16 @@ class Run:
                 failure = error
         if self.num_failed(failed=failure is not None):
             free = shutil.disk_usage(self.directory).free
-            earlier = self.steps()
-            left = f"that of step {earlier[-1]} is as it was" if earlier else "there is no earlier one"
+            there = self.steps()
+            is_written = state.step in there
+            what = "is written, but links to it or older ones are not" if is_written else "could not be written"
+            left = f"that of step {there[-1]} is {'whole' if is_written else 'as it was'}" if there else (
+                "there is no earlier one"
+            )  # fmt: skip
             raise CheckpointError(
-                f"{self.path(state.step)}: the checkpoint could not be written"
-                f" ({failure or 'another process says why'}; {free / 1e9:.2f} GB are free there); {left}. Make room,"
-                f" and go on with 'matslice train resume={self.directory}'"
+                f"{self.path(state.step)}: the checkpoint {what} ({failure or 'another process says why'};"
+                f" {free / 1e9:.2f} GB are free there); {left}. Make room, and go on with"
+                f" 'matslice train resume={self.directory}'"
             ) from failure
 
     def num_failed(self, *, failed: bool) -> int:
@@ -306,6 +373,11 @@ def restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["cpu"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+
+
+def write_identity(path: Path, identity: Mapping[str, Any]) -> None:
+    """Write ``run.json``."""
+    write_whole(path, json.dumps(identity, indent=2, sort_keys=True) + "\n")
 
 
 def write_whole(path: Path, content: str) -> None:

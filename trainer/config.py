@@ -48,13 +48,15 @@ class WandbMode(StrEnum):
     online = "online"
 
 
+# What changes how numbers are rounded, not which are computed: free to change, and the change is told.
+ROUNDING = ("attention", "batch_size", "gradient_accumulation", "loss_chunk_bytes")
 # What a resumed run may change: where it runs, what it tells, what it keeps and when it ends early, not what it
-# computes. gradient_accumulation is checked together with the number of processes: rows per step must stay. epochs
-# are told by the steps that they come to.
+# computes. batch_size and gradient_accumulation are checked together with the number of processes: rows per step must
+# stay. epochs are told by the steps that they come to.
 FREE_TO_CHANGE = frozenset({
-    "attention", "output", "epochs", "max_minutes", "gradient_accumulation", "device", "threads", "recompute",
-    "per_layer_table", "log_every", "eval_every", "eval_before", "eval_batch_size", "monitor", "early_stopping",
-    "save_every", "keep_checkpoints", "keep_best", "resume", "wandb", "wandb_project", "tensorboard",
+    *ROUNDING, "output", "epochs", "max_minutes", "device", "threads", "recompute", "per_layer_table", "log_every",
+    "eval_every", "eval_before", "eval_batch_size", "monitor", "early_stopping", "save_every", "keep_checkpoints",
+    "keep_best", "resume", "wandb", "wandb_project", "tensorboard",
 })  # fmt: skip
 
 

@@ -8,18 +8,26 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import Accelerator
+
 from model.errors import CheckpointError
-from trainer.config import TrainerConfig
+from trainer.config import FREE_TO_CHANGE, ROUNDING, TrainerConfig
+from trainer.runtime import is_sharded
 from trainer.state import TrainState
 
 ABSENT = "nothing"  # said of a key that one of two identities has not
 
 
 def as_stored(
-    identity: Mapping[str, Any], told: Mapping[str, str] | None, lineage: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """The content of ``run.json``: what is compared, what is said beside it, and what a fork came from."""
-    stored = {"run": json.loads(json.dumps(identity, default=str)), "told": dict(told or {})}
+    identity: Mapping[str, Any], told: Mapping[str, str] | None, lineage: Mapping[str, Any] | None,
+    surroundings: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """The content of ``run.json``: what is compared, what is said beside it, where it runs, what a fork came from."""
+    stored = {
+        "run": json.loads(json.dumps(identity, default=str)), "told": dict(told or {}),
+        "surroundings": dict(surroundings),
+    }  # fmt: skip
     return stored if lineage is None else {**stored, "lineage": dict(lineage)}
 
 
@@ -37,6 +45,8 @@ def refuse_another(*, stored: dict[str, Any], now: dict[str, Any], path: Path) -
     A key that is null now and is not there in the other is no difference: runs are older than some keys.
     """
     before, after = dict(flatten(stored.get("run", {}))), dict(flatten(now["run"]))
+    for key in FREE_TO_CHANGE:  # it was not, once
+        before.pop(f"trainer.{key}", None)
     differing = [
         f"  {key}: was {in_words(key, before, stored)}, now {in_words(key, after, now)}"
         for key in sorted(before.keys() | after.keys())
@@ -48,6 +58,24 @@ def refuse_another(*, stored: dict[str, Any], now: dict[str, Any], path: Path) -
                 [f"{path}: this is another run; undo these changes, or choose another trainer.output", *differing]
             )
         )
+
+
+def surroundings_of(config: TrainerConfig, accelerator: Accelerator) -> dict[str, Any]:
+    """What may change when a run goes on, but changes how its numbers are rounded: settings, and where it runs."""
+    on_cuda = accelerator.device.type == "cuda"
+    return {
+        **{f"trainer.{key}": json.loads(json.dumps(getattr(config, key))) for key in ROUNDING},
+        "device": torch.cuda.get_device_name(accelerator.device) if on_cuda else accelerator.device.type,
+        "threads": None if on_cuda else torch.get_num_threads(),
+        "processes": accelerator.num_processes,
+        "divided up": is_sharded(),
+        "torch": torch.__version__,
+    }
+
+
+def changes_of(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is not as it was, in words; a key that one of them has not is of another version."""
+    return [f"{key} {before[key]} → {now[key]}" for key in now if key in before and before[key] != now[key]]
 
 
 def in_words(key: str, values: Mapping[str, Any], identity: Mapping[str, Any]) -> str:

@@ -22,10 +22,9 @@ from model.slicing.spec import SliceSpec
 from trainer.average import Average
 from trainer.checkpoint import Run
 from trainer.config import TrainerConfig
-from trainer.curve import CURVE_FILE, draw_loss_curve
 from trainer.data.ahead import Ahead, with_table_rows
 from trainer.data.batch import Batch
-from trainer.data.loader import Loader
+from trainer.data.loader import Batches
 from trainer.data.supervise import TokenRow
 from trainer.divergence import Divergence
 from trainer.elastic import SliceSampler
@@ -33,15 +32,16 @@ from trainer.evaluation.held_out import Score, score_batches, total
 from trainer.metrics import Clock, Record, StepFigures, Window
 from trainer.optimizers.groups import set_learning_rate
 from trainer.reach import Reach, media_of_rows
+from trainer.results import write_results
 from trainer.runtime import is_resharded_after_forward, is_sharded, rows_per_step
 from trainer.schedule import Schedule
 from trainer.sharding import Sharding, shard, whole_tensor
-from trainer.sinks import METRICS_FILE, Sink, read_records
+from trainer.sinks import Sink
 from trainer.soft_tokens import SharedTowers
 from trainer.state import TrainState
 from trainer.step import SupervisedLoss
 from trainer.stopping import Ending, Requests
-from trainer.summary import SUMMARY_FILE, summarize
+from trainer.timing import is_due, is_evaluated, lacks_evaluation, why_end
 from trainer.trained import Trained
 from trainer.weights import Weights
 
@@ -68,7 +68,7 @@ class Trainer:
     optimizer: Optimizer
     schedule: Schedule
     sampler: SliceSampler
-    loader: Loader
+    loader: Batches
     validation: Sequence[TokenRow]
     evaluated: Sequence[SliceSpec]
     run: Run
@@ -108,6 +108,7 @@ class Trainer:
             self.trained = self.all_that_is_trained()
             self.reach = Reach(self.trained.parameters)
             state = self.run.load(self.trained)
+            self.loader.go_on_from(state.stream)
             if self.save_first and self.run.found is None:
                 self.run.save(state, self.trained)
             self.clock = Clock(first_step=state.step)
@@ -119,8 +120,7 @@ class Trainer:
                 sink.close()
             self.run.close()
         if self.accelerator.is_main_process and (self.ending is None or self.ending.signal is None):
-            draw_loss_curve(read_records(self.run.directory / METRICS_FILE), self.run.directory / CURVE_FILE)
-            summarize(read_records(self.run.directory / METRICS_FILE)).write(self.run.directory / SUMMARY_FILE)
+            write_results(self.run.directory)
         self.accelerator.wait_for_everyone()
         return state
 
@@ -145,9 +145,10 @@ class Trainer:
         """Take steps until there is a reason not to."""
         if state.step == 0 and self.config.eval_before:
             self.measure(state)
-        if is_evaluated(state, self.config) and state.evaluated_at < state.step:
-            self.measure(state)  # a signal left no time for it
-        seconds_before, self.ending = state.seconds, self.why_end(state)
+        if self.validation and lacks_evaluation(state, self.config):
+            self.measure(state)
+            self.run.note(state)
+        seconds_before, self.ending = state.seconds, why_end(state, self.config)
         while self.ending is None:
             self.advance(prepared, state, seconds_before=seconds_before)
 
@@ -188,6 +189,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         state.position += self.rows_per_step
+        state.stream = self.loader.state_at(state.position)
         state.tokens += int(tokens)
         state.supervised_tokens += int(supervised)
         if self.trained.average is not None:
@@ -199,19 +201,8 @@ class Trainer:
         self.window.add(figures)
         for sink in self.sinks:
             sink.tick(state.step, figures.loss)
-        self.ending = Ending.sigterm if terminated else Ending.sigint if interrupted else self.why_end(state)
+        self.ending = Ending.sigterm if terminated else Ending.sigint if interrupted else why_end(state, self.config)
         self.follow_up(state, figures)
-
-    def why_end(self, state: TrainState) -> Ending | None:
-        """Why a run in this state takes no further step; None if it does."""
-        patience, minutes = self.config.early_stopping.patience, self.config.max_minutes
-        if state.step >= self.config.num_steps:
-            return Ending.done
-        if patience is not None and state.evaluations_without_gain >= patience:
-            return Ending.early
-        if minutes is not None and state.seconds >= minutes * 60:
-            return Ending.minutes
-        return None
 
     @property
     def rows_per_step(self) -> int:
@@ -324,7 +315,7 @@ class Trainer:
             self.window = Window()
         if measures:
             self.measure(state)
-            self.ending = self.ending or self.why_end(state)
+            self.ending = self.ending or why_end(state, self.config)
         if saves or self.ending is not None or (self.config.keep_best and measures and state.best_step == step):
             self.run.save(state, self.trained)
 
@@ -372,16 +363,6 @@ class Trainer:
         """Tell every sink."""
         for sink in self.sinks:
             sink.write(record)
-
-
-def is_due(step: int, every: int | None) -> bool:
-    """Whether something done every so many steps is done after ``step``."""
-    return every is not None and step % every == 0
-
-
-def is_evaluated(state: TrainState, config: TrainerConfig) -> bool:
-    """Whether the validation rows are measured after the steps taken so far."""
-    return state.step > 0 and (state.step >= config.num_steps or is_due(state.step, config.eval_every))
 
 
 def validation_record(score: Score, spec: SliceSpec, *, step: int) -> Record:

@@ -42,13 +42,21 @@ def link(directory: Path, name: str, step: int) -> None:
     aside.replace(directory / name)
 
 
+def unlink(directory: Path, name: str) -> None:
+    """Let there be nothing of that name, be it a link or what copying a run made of one."""
+    if (directory / name).is_dir() and not (directory / name).is_symlink():
+        shutil.rmtree(directory / name)
+    else:
+        (directory / name).unlink(missing_ok=True)
+
+
 def link_both(directory: Path, *, newest: int, best: int | None) -> None:
     """Point the links to the newest checkpoint and to the best; to no best if its checkpoint is not there."""
     link(directory, WEIGHTS, newest)
     if best is not None and checkpoint_at(directory, best).is_dir():
         link(directory, BEST, best)
     else:
-        (directory / BEST).unlink(missing_ok=True)
+        unlink(directory, BEST)
 
 
 def linked_step(directory: Path, name: str) -> int | None:

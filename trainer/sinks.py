@@ -80,13 +80,18 @@ class JsonlSink:
 
     What a killed run wrote after the step it is resumed from is cut off: those steps are made again. A run that
     is resumed twice from the same step began there once.
+
+    Args:
+        resumed_step: Where the run goes on.
+        evaluated: Whether what was measured after that step is measured, and not to be measured again.
     """
 
-    def __init__(self, path: Path, *, resumed_step: int) -> None:
+    def __init__(self, path: Path, *, resumed_step: int, evaluated: bool = True) -> None:
+        again = {"start"} if evaluated else {"start", "validation"}
         kept = [
             record
             for record in read_records(path)
-            if record["step"] < resumed_step or (record["step"] == resumed_step and record["kind"] != "start")
+            if record["step"] < resumed_step or (record["step"] == resumed_step and record["kind"] not in again)
         ]
         write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
         self.file = path.open("a", encoding="utf-8")
@@ -158,7 +163,10 @@ def open_sinks(config: TrainerConfig, run: Run, *, console: Console, settings: M
     resumed_step = run.resumed_step
     if resumed_step == 0:  # what a run that came to nothing left behind is not this one's
         (run.directory / WANDB_ID_FILE).unlink(missing_ok=True)
-    sinks: list[Sink] = [JsonlSink(run.directory / METRICS_FILE, resumed_step=resumed_step)]
+    sinks: list[Sink] = [JsonlSink(
+        run.directory / METRICS_FILE, resumed_step=resumed_step,
+        evaluated=0 < resumed_step == run.state.evaluated_at,
+    )]  # fmt: skip
     if config.wandb is not WandbMode.off:
         sinks.append(WandbSink(run.directory, mode=config.wandb, project=config.wandb_project, config=settings))
     if config.tensorboard:
@@ -186,10 +194,11 @@ def in_words(record: Record) -> str:
             f" accuracy {record['accuracy']:.3f}"
         )
     if record["kind"] == "start":
+        streamed = "the first " if record["steps_per_epoch"] is None else ""
         return (
-            f"{record['train_rows']} rows ({special_rows('train', record)}), validation"
+            f"{streamed}{record['train_rows']} rows ({special_rows('train', record)}), validation"
             f" {record['validation_rows']} ({special_rows('validation', record)});"
-            f"{packs(record)} {record['steps_per_epoch']:.1f} steps per epoch; {record['trainable_parameters']:,} of"
+            f"{packs(record)} {record['trainable_parameters']:,} of"
             f" {record['total_parameters']:,} parameters ({' and '.join(record['modalities'])});"
             f" trains {', '.join(record['specs'])}"
         )
@@ -202,9 +211,12 @@ def in_words(record: Record) -> str:
 
 
 def packs(record: Record) -> str:
-    """In how many packs rows lie, and how full these are; nothing where each is alone."""
+    """In how many packs rows lie, and how full these are, if each is not alone; and how many steps take them all."""
+    if record["steps_per_epoch"] is None:
+        return " others are read while training;"
     count = record.get("train_packs", record["train_rows"])
-    return f" {count} packs, {record['train_packs_filled']:.0%} full;" if count != record["train_rows"] else ""
+    full = f" {count} packs, {record['train_packs_filled']:.0%} full;" if count != record["train_rows"] else ""
+    return f"{full} {record['steps_per_epoch']:.1f} steps per epoch;"
 
 
 def special_rows(name: str, record: Record) -> str:

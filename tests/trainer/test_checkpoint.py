@@ -20,6 +20,7 @@ import torch
 from model.adapter.lora import AdapterConfig
 from model.checkpoint.load import load
 from model.errors import CheckpointError, ConfigError
+from tests.daily import daily
 from tests.trainer.parts import elastic, losses, tiny_trainer, trainer_config
 from trainer.elastic import ElasticPolicy
 from trainer.identity import refuse_another, refuse_other_rows
@@ -143,9 +144,10 @@ def test_a_run_is_not_started_over_by_accident(tmp_path: Path, straight: Path) -
 
 def test_resuming_with_other_values_names_every_key(straight: Path) -> None:
     with pytest.raises(
-        CheckpointError, match=r"another run;.*\n  trainer\.batch_size: was 2, now 3\n  trainer\.seed: was 3, now 4$"
+        CheckpointError,
+        match=r"another run;.*\n  trainer\.max_grad_norm: was 1.0, now 3.0\n  trainer\.seed: was 3, now 4$",
     ):
-        trainer(straight, resume=True, batch_size=3, seed=4)
+        trainer(straight, resume=True, max_grad_norm=3.0, seed=4)
 
 
 def flip_a_bit(path: Path) -> None:
@@ -161,10 +163,10 @@ def cut_short(path: Path) -> None:
 DAMAGES: dict[str, Callable[[Path], None]] = {"flipped": flip_a_bit, "cut": cut_short, "missing": Path.unlink}
 TOLD = {"flipped": "has other bytes than were written", "cut": r"has \d+ bytes, not \d+", "missing": "is missing"}
 FILES = ["weights/adapter_model.safetensors", "optimizer.pt", "state.json", "random_0.pt"]
+DAILY = list(zip(("flipped", "flipped", "cut", "missing"), FILES, strict=True))
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(("damage", "file"), daily([(damage, file) for file in FILES for damage in DAMAGES], *DAILY))
 def test_a_damaged_checkpoint_is_passed_over_for_the_newest_whole_one(
     tmp_path: Path, straight: Path, capsys: pytest.CaptureFixture[str], damage: str, file: str
 ) -> None:
@@ -178,7 +180,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_newest_whole_one(
     assert names == ["damaged_step_000004", "step_000002", "step_000004"]
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"files": {}}', '{"files": {"optimizer.pt": {}}}', "\0" * 99])
+@pytest.mark.parametrize(
+    "content", daily(["", "[]", "{}", '{"files": {}}', '{"files": {"optimizer.pt": {}}}', "\0" * 99], "", '{"files": {}}')
+)
 def test_a_manifest_that_says_nothing_is_a_damage(tmp_path: Path, straight: Path, content: str) -> None:
     shutil.copytree(straight, tmp_path / "run", symlinks=True)
     (tmp_path / "run" / "checkpoints" / "step_000004" / "manifest.json").write_text(content)
