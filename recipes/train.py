@@ -24,6 +24,7 @@ from trainer.data.collate import Collator
 from trainer.loop import Trainer
 from trainer.optim import build_optimizer
 from trainer.optimizers.groups import describe_groups
+from trainer.results import write_results
 from trainer.runtime import rows_per_step
 from trainer.runtime import start as start_processes
 from trainer.sinks import METRICS_FILE, Sink, open_sinks, read_records
@@ -31,6 +32,7 @@ from trainer.soft_tokens import SharedTowers
 from trainer.state import TrainState
 from trainer.stopping import Ending
 from trainer.summary import summarize, summary_table
+from trainer.timing import nothing_left
 from trainer.trained import WEIGHTS
 from trainer.weights import Weights, adapter_weights, model_weights
 
@@ -52,6 +54,15 @@ def run(recipe: TrainRecipe) -> None:
     )  # fmt: skip
     if accelerator.is_main_process:
         write_whole(recipe.trainer.output / CONFIG_FILE, written_out(recipe))
+    measures = prepared.validation is not None and len(prepared.validation.rows) > 0
+    if directory.found is not None and (ended := nothing_left(directory.state, prepared.trainer, measures=measures)):
+        directory.close()
+        if accelerator.is_main_process:
+            write_results(directory.directory)
+            tell_the_end(recipe, directory.state, prepared.trainer, ended)
+            tell_nothing_left(directory.state, prepared.trainer, ended)
+        return
+    if accelerator.is_main_process:
         tell_what_is_trained(recipe, prepared, rows_per_step(prepared.trainer, accelerator.num_processes))
     sinks = open_sinks(prepared.trainer, directory, console=Console(stderr=True), settings=described)
     with closed_on_failure(sinks):
@@ -127,6 +138,17 @@ def tell_the_end(recipe: TrainRecipe, state: TrainState, config: TrainerConfig, 
         Console(stderr=True).print(summary_table(summary))
     if told := why_ended(ending, state, config):
         print(told, file=sys.stderr)
+
+
+def tell_nothing_left(state: TrainState, config: TrainerConfig, ending: Ending) -> None:
+    """That a resumed run is where it ends, and what goes on from there, on the screen; the rest is told anyway."""
+    told = f"nothing left to do: {state.step} of {config.num_steps} steps are done"
+    if ending is Ending.done:
+        told += (
+            ", and a run cannot get more of them, as its learning rates depend on how many there are; to train on from"
+            f" its weights: matslice train resume={config.output} fork=true trainer.output=…"
+        )
+    print(told, file=sys.stderr)
 
 
 def why_ended(ending: Ending | None, state: TrainState, config: TrainerConfig) -> str | None:

@@ -31,7 +31,7 @@ def weights_of(run: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((run / "weights").glob("*.safetensors"))}
 
 
-def test_a_run_goes_on_with_nothing_repeated(stopped: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_with_nothing_repeated(stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", f"resume={stopped}", "trainer.keep_checkpoints=1"]) == 0
     assert losses(stopped) == losses(tmp_path / "whole")
     assert weights_of(stopped) == weights_of(tmp_path / "whole")
@@ -39,8 +39,16 @@ def test_a_run_goes_on_with_nothing_repeated(stopped: Path, tmp_path: Path) -> N
     written = OmegaConf.load(stopped / "config.yaml")
     assert written.resume is None
     assert not written.trainer.resume
+    (stopped / "summary.json").unlink()
+    log = (stopped / "metrics.jsonl").read_bytes()
+    capsys.readouterr()
     assert main(["train", f"resume={stopped}"]) == 0  # at its end, and it stays there
-    assert losses(stopped) == losses(tmp_path / "whole")
+    out, err = capsys.readouterr()
+    assert f"adapter after 4 steps: {stopped / 'weights'}" in out
+    assert "nothing left to do: 4 of 4 steps are done, and a run cannot get more of them" in err
+    assert f"matslice train resume={stopped} fork=true trainer.output=…" in err
+    assert (stopped / "metrics.jsonl").read_bytes() == log
+    assert (stopped / "summary.json").is_file()
 
 
 def test_a_run_that_was_moved_goes_on_where_it_is(stopped: Path, tmp_path: Path) -> None:
@@ -62,6 +70,7 @@ def test_a_run_that_was_moved_goes_on_where_it_is(stopped: Path, tmp_path: Path)
         ("schedule=constant", "schedule: was another when the run was begun, now constant;"),
         ("trainer.output=elsewhere", "trainer.output: was "),
         ("experiment=demo", "experiment=demo: beside resume=… give single values"),
+        ("trainer.batch_size=1", "a step of this run takes 2 rows, now it would take 1 (1 processes × batch_size 1"),
         ("trainer.log_evry=5", "did you mean 'log_every'?"),
     ],
 )
