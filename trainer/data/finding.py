@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import InputError
+from trainer.data.reaching import offline_if_unreachable
 from trainer.data.reading import Piece, read_csv, read_json, read_lines, read_text
 from trainer.data.tables import piece_of, read_arrow, read_parquet, streamed_pieces
 
@@ -165,7 +166,8 @@ def told_of_the_hub(text: str) -> Iterator[None]:
     from datasets import exceptions
 
     try:
-        yield
+        with offline_if_unreachable():
+            yield
     except exceptions.DatasetNotFoundError:
         raise InputError(
             f"data: '{text}' is no file or directory here (relative names start at {Path.cwd()}), and the hub has no"
