@@ -21,6 +21,7 @@ RECIPES = {
     "merge": "fold an adapter into the weights",
 }
 UNKNOWN_RECIPE = 2  # exit status
+INTERRUPTED = 130  # the same, as of shells: Ctrl-C
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,8 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"; did you mean '{near[0]}'?" if near else ""
         print(f"error: there is no recipe '{name}'; there are {', '.join(known)}{hint}", file=sys.stderr)
         return UNKNOWN_RECIPE
-    # Imported late: the list of recipes should not wait for torch.
-    return importlib.import_module(f"recipes.{name}").main(rest)
+    try:
+        # Imported late: the list of recipes should not wait for torch.
+        return importlib.import_module(f"recipes.{name}").main(rest)
+    except KeyboardInterrupt:  # meanwhile: a recipe that has begun says so itself
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def parted(words: Sequence[str]) -> tuple[str, list[str]]:

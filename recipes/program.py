@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
@@ -26,12 +27,23 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from model.errors import ConfigError
+from recipes.cli import INTERRUPTED
+from recipes.jobs import (
+    TERMINATED,
+    Outcome,
+    begin_sweep,
+    end_sweep,
+    explain_launcher,
+    is_elsewhere,
+    refuse_launcher,
+    run_elsewhere,
+)
 from recipes.schema import kinds_of, register_schema
 from recipes.wording import FROM_DISK, REFUSALS, check_keys, explain, explain_missing, explain_override
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 REFUSED = 2  # exit status
-INTERRUPTED, CLOSED, TERMINATED = 130, 141, 143  # as of shells: Ctrl-C, a closed pipe, kill
+CLOSED = 141  # as of shells: a closed pipe
 SEVERAL_PROCESSES = "LOCAL_RANK"  # what launchers of distributed runs set
 SWEEPING = {"--multirun", "-m"}
 MISSING = "???"  # how OmegaConf writes that a value must be given
@@ -47,6 +59,56 @@ Complete = Callable[[DictConfig, Sequence[str]], DictConfig]
 ESCAPED = re.compile(r"\\([\\()\[\]{}:=, \t])")  # the characters with a meaning in Hydra's grammar
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a command line asks for; as ``start``.
+
+    Args:
+        shows_all: Whether errors are to come with their traceback, whoever can mend them.
+    """
+
+    name: str
+    schema: type
+    run: Callable[[Any], None]
+    arguments: Sequence[str]
+    complete: Complete | None
+    shows_all: bool
+
+    def do(self, cfg: DictConfig) -> tuple[int, str]:
+        """Run the recipe with this config; give the exit status, and what is wrong with the config."""
+        try:
+            check_keys(cfg)
+            if self.complete is not None:
+                cfg = self.complete(cfg, HydraConfig.get().overrides.task)
+            if missing := OmegaConf.missing_keys(cfg):
+                raise ConfigError(explain_missing(missing, recipe=self.name))
+            with leaving_when_closed():  # here: of errors that leave a job, Hydra prints a line
+                self.run(OmegaConf.to_object(cfg))
+        except (*REFUSALS, *FROM_DISK) as error:
+            if self.shows_all:
+                raise
+            return REFUSED, explain(error, recipe=self.name, schema=self.schema)
+        return 0, ""
+
+    def where(self) -> str:
+        """What an error in a job begins with: a sweep goes on with its other jobs, so it says which one this was."""
+        if HydraConfig.get().mode is not RunMode.MULTIRUN:
+            return ""
+        return f"in {' '.join(as_typed(HydraConfig.get().overrides.task, self.arguments, self.schema))}: "
+
+    def explain(self, error: Exception) -> str | None:
+        """What is wrong, if it came up outside of jobs and is not ours."""
+        match error:
+            case _ if self.shows_all:
+                return None
+            case _ if isinstance(error, REFUSALS):
+                return explain(error, recipe=self.name, schema=self.schema)
+            case ValueError() | AssertionError():
+                return explain_override(error)
+            case _:
+                return explain_launcher(error)
+
+
 def start(
     name: str, schema: type, run: Callable[[Any], None], arguments: Sequence[str], *, complete: Complete | None = None
 ) -> int:
@@ -59,45 +121,37 @@ def start(
         complete: Puts in what is not said but known from elsewhere; is also given the values as they were written.
     """
     register_schema(name, schema)
-    status = 0
+    asked = Asked(name, schema, run, arguments, complete, shows_all=os.environ.get(FULL_ERROR) == "1")
+    sweep, status = begin_sweep(), 0
 
-    def job(cfg: DictConfig) -> None:
+    def job(cfg: DictConfig) -> Outcome | None:
         nonlocal status
-        try:
-            check_keys(cfg)
-            if complete is not None:
-                cfg = complete(cfg, HydraConfig.get().overrides.task)
-            if missing := OmegaConf.missing_keys(cfg):
-                raise ConfigError(explain_missing(missing, recipe=name))
-            with leaving_when_closed():  # here: of errors that leave a job, Hydra prints a line
-                run(OmegaConf.to_object(cfg))
-        except (*REFUSALS, *FROM_DISK) as error:
-            if wants_traceback:
-                raise
-            # A sweep goes on with its other jobs, so it says which one this was.
-            swept = HydraConfig.get().mode is RunMode.MULTIRUN
-            where = f"in {' '.join(as_typed(HydraConfig.get().overrides.task, arguments, schema))}: " if swept else ""
-            status = refuse(where + explain(error, recipe=name, schema=schema))
+        if is_elsewhere(sweep):
+            return run_elsewhere(sweep, HydraConfig.get().job.num, asked.where(), lambda: asked.do(cfg))
+        ended, told = asked.do(cfg)
+        if ended != 0:
+            status = refuse(asked.where() + told)
+        return None
 
-    wants_traceback = os.environ.get(FULL_ERROR) == "1"
     app = hydra.main(version_base="1.3", config_path="pkg://conf", config_name=name)(job)
     try:
+        refuse_launcher(arguments, swept=is_swept(arguments), several_processes=SEVERAL_PROCESSES in os.environ)
         with command_line(name, arguments, schema), unwound_when_terminated(), leaving_when_closed():
             app()
-    except REFUSALS as error:
-        if wants_traceback:
-            raise
-        return refuse(explain(error, recipe=name, schema=schema))
-    except (ValueError, AssertionError) as error:
-        if wants_traceback or (told := explain_override(error)) is None:
-            raise
-        return refuse(told)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        status = INTERRUPTED
     except SystemExit as leaving:  # --help, and what argparse objects to
-        return leaving.code if isinstance(leaving.code, int) else 0
-    return status
+        status = leaving.code if isinstance(leaving.code, int) else 0
+    except Exception as error:
+        if (told := asked.explain(error)) is None:
+            raise
+        status = refuse(told)
+    finally:
+        elsewhere = end_sweep(sweep)
+        for outcome in elsewhere:
+            refuse(outcome.told)
+    return status or next((outcome.status for outcome in elsewhere), 0)
 
 
 def refuse(message: str) -> int:
@@ -151,7 +205,7 @@ def command_line(name: str, arguments: Sequence[str], schema: type) -> Iterator[
     argv, full_error = sys.argv, os.environ.get(FULL_ERROR)
     refuse_repeated(arguments)
     # Hydra's parser takes values on one side of its flags only; a user may put them on both.
-    swept = not SWEEPING.isdisjoint(arguments)
+    swept = is_swept(arguments)
     overrides = [quote_free_text(word, schema, swept=swept) for word in arguments if is_override(word)]
     sys.argv = [f"matslice {name}", *overrides, *(word for word in arguments if not is_override(word))]
     os.environ[FULL_ERROR] = "1"
@@ -163,6 +217,11 @@ def command_line(name: str, arguments: Sequence[str], schema: type) -> Iterator[
             del os.environ[FULL_ERROR]
         else:
             os.environ[FULL_ERROR] = full_error
+
+
+def is_swept(arguments: Sequence[str]) -> bool:
+    """Whether a command line asks for several jobs."""
+    return not SWEEPING.isdisjoint(arguments)
 
 
 def is_override(word: str) -> bool:

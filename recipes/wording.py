@@ -28,6 +28,7 @@ from yaml import YAMLError
 
 from model.errors import ConfigError, MatsliceError
 from recipes.cli import spoken
+from recipes.jobs import SUBMITIT
 from recipes.schema import choices
 
 REFUSALS = (MatsliceError, HydraException, OmegaConfBaseException, YAMLError)  # all that a user can cause
@@ -83,6 +84,8 @@ def explain_missing_file(error: MissingConfigException) -> str:
     """A group has no such file."""
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
     options = error.options or choices(group)  # Hydra also knows the files of --config-dir
+    if group == "hydra/launcher" and name.startswith(SUBMITIT) and not any(one.startswith(SUBMITIT) for one in options):
+        return f"{group}={name}: the extra that submits jobs is not installed; pip install 'matslice[slurm]'"
     if not group:
         return f"there is no conf/{name}.yaml; recipes are {listed(choices(''))}"
     return (
