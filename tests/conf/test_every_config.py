@@ -70,6 +70,7 @@ USES = [
     for path in FILES if path.parent != Path()
     for recipe in recipes_with(str(path.parent))
 ]  # fmt: skip
+FIRST = {use[1:]: use for use in reversed(USES)}
 
 
 def slice_named(name: str) -> SliceConfig:
@@ -112,7 +113,11 @@ def test_every_recipe_becomes_its_dataclass(recipe: str) -> None:
     assert isinstance(complete(recipe, []), SCHEMAS[recipe])
 
 
-@pytest.mark.parametrize(("recipe", "group", "option"), USES)
+@pytest.mark.parametrize(
+    ("recipe", "group", "option"),
+    # Every file with one recipe; with the others that have its group, in the slow tests.
+    [pytest.param(*use, marks=() if use == FIRST[use[1:]] else pytest.mark.slow) for use in USES],
+)
 def test_every_option_becomes_part_of_the_recipe(recipe: str, group: str, option: str) -> None:
     where = "@hydra" if group == "program" else ""
     assert isinstance(complete(recipe, [f"{group}{where}={option}"]), SCHEMAS[recipe])

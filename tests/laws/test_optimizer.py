@@ -100,7 +100,7 @@ def assert_close_states(left: Any, right: Any) -> None:
     ("whole", "small"), [(base, small_model), (with_adapter, small_with_adapter)], ids=["weights", "adapter"]
 )
 @given(earlier=specs(TINY_TEXT), spec=specs(TINY_TEXT))
-@settings(max_examples=6)
+@settings(max_examples=3)
 def test_a_step_of_the_sliced_run_is_the_parents_step_at_that_spec(
     whole: Callable[[], nn.Module],
     small: Callable[[nn.Module, SubModel], nn.Module],
@@ -183,7 +183,7 @@ def values(whole: Callable[[], nn.Module], statistic: str) -> dict[str, Tensor]:
     ids=["weights", "adapter"],
 )
 @given(sub=sub_models(CONFIG))
-@settings(max_examples=8)
+@settings(max_examples=5)
 def test_a_sliced_state_is_that_of_what_is_trained_of_the_sub_model_in_order(
     whole: Callable[[], nn.Module],
     names_of: Callable[[SubModel], list[str]],
@@ -199,7 +199,7 @@ def test_a_sliced_state_is_that_of_what_is_trained_of_the_sub_model_in_order(
 
 @pytest.mark.parametrize("whole", [base, with_adapter], ids=["weights", "adapter"])
 @given(data=st.data())
-@settings(max_examples=8)
+@settings(max_examples=5)
 def test_slicing_a_state_twice_is_slicing_it_once_by_the_composed_description(
     whole: Callable[[], nn.Module], data: st.DataObject
 ) -> None:

@@ -62,7 +62,7 @@ def test_the_forward_pass_of_a_spec_is_that_of_the_sliced_model(spec: SliceSpec)
 
 
 @given(spec=specs(TINY_TEXT))
-@settings(max_examples=20)
+@settings(max_examples=12)
 @torch.no_grad()
 def test_in_float32_too_a_spec_computes_what_the_sliced_model_does(spec: SliceSpec) -> None:
     whole, small = parent()(INPUTS, spec).logits, slice_module(parent(), SubModel(spec))(INPUTS).logits
@@ -92,7 +92,7 @@ def test_kept_entries_get_the_sliced_models_gradients_and_cut_entries_none(spec:
 
 
 @given(sub=sub_models(CONFIG))
-@settings(max_examples=10)
+@settings(max_examples=6)
 def test_slicing_a_checkpoint_is_saving_the_sliced_model(sub: SubModel) -> None:
     with scratch() as directory:
         save(parent(), directory / "parent", max_shard_bytes=90_000)

@@ -25,6 +25,7 @@ from model.gemma3n import Gemma3n
 from model.inputs import Inputs
 from model.recompute import RecomputeConfig, TextRecompute
 from model.slicing.spec import SliceSpec
+from tests.daily import daily
 from tests.parity.reference import reference_of, relative, widen_float32
 from tests.tiny import first_unreadable_id, tiny_config, tiny_model
 from trainer.data.batch import IGNORED, Batch
@@ -145,7 +146,11 @@ def compare(
 # Activations kept by both; made again by both; made again by us alone, in every way there is.
 ON_OFF = pytest.mark.parametrize(
     ("recompute", "reentrant"),
-    [(TextRecompute.full, False), *((policy, None) for policy in TextRecompute)],
+    daily(
+        [(TextRecompute.full, False), *((policy, None) for policy in TextRecompute)],
+        (TextRecompute.full, False),
+        (TextRecompute.selective, None),
+    ),
 )
 KIND = pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 PACKED = pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])

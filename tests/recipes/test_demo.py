@@ -37,6 +37,7 @@ def few_articles(text_characters: int) -> list[Article]:
     return read_articles(text_characters)[:300]
 
 
+@pytest.mark.slow
 def test_every_size_is_reported_on_every_task_before_and_after(output: Path) -> None:
     rows = [json.loads(line) for line in (output / "report.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["size"] for row in rows] == SIZES
@@ -46,11 +47,13 @@ def test_every_size_is_reported_on_every_task_before_and_after(output: Path) -> 
     assert sorted(rows, key=lambda row: -row["parameters"]) == rows
 
 
+@pytest.mark.slow
 def test_the_table_and_the_picture_are_written(output: Path) -> None:
     assert "tiny_e2b" in (output / "report.md").read_text(encoding="utf-8")
     assert (output / "report.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("name", SIZES)
 def test_every_size_is_a_checkpoint_of_its_own_that_sees_and_hears(output: Path, when: str, name: str) -> None:

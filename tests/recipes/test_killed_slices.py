@@ -27,6 +27,7 @@ from model.checkpoint.saving import save
 from model.errors import MatsliceError
 from model.slicing.lineage import read_lineage
 from model.slicing.verify import verify
+from tests.daily import daily
 from tests.tiny import tiny_config, tiny_model
 
 KILLS = 50
@@ -228,7 +229,7 @@ def test_a_slice_that_is_killed_at_any_moment_leaves_no_checkpoint_that_is_wrong
     assert large.others() == []
 
 
-@pytest.mark.parametrize("had_old", [False, True])
+@pytest.mark.parametrize("had_old", daily([False, True], True))
 def test_a_slice_that_is_killed_at_any_step_leaves_no_checkpoint_that_is_wrong(
     tiny: Slicer, tmp_path_factory: pytest.TempPathFactory, *, had_old: bool
 ) -> None:
@@ -253,8 +254,8 @@ def test_a_slice_that_is_killed_at_any_step_leaves_no_checkpoint_that_is_wrong(
 
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("had_old", [False, True])
-@pytest.mark.parametrize("at_step", [1, 9, 20])
+@pytest.mark.parametrize("had_old", daily([False, True], True))
+@pytest.mark.parametrize("at_step", daily([1, 9, 20], 9))
 def test_a_slice_that_is_interrupted_leaves_nothing(tiny: Slicer, by: int, at_step: int, *, had_old: bool) -> None:
     if had_old:
         assert tiny.slice(OLD) == 0

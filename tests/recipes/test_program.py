@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
+import io
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +47,18 @@ def test_there_is_a_schema_and_a_config_for_every_recipe() -> None:
     assert all(dataclasses.is_dataclass(schema_of(name)) for name in RECIPES)
 
 
+@cache
+def help_of(recipe: str) -> str:
+    """What ``--help`` shows."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        assert main([recipe, "--help"]) == 0
+    return shown.getvalue()
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_help_says_what_can_be_chosen(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([recipe, "--help"]) == 0
-    shown = capsys.readouterr().out
+def test_help_says_what_can_be_chosen(recipe: str) -> None:
+    shown = help_of(recipe)
     assert (schema_of(recipe).__doc__ or "").splitlines()[0] in shown
     nothing_alone = ("train", "estimate", "demo", "plan", "data_preview")
     assert "output: ???" in shown or "checkpoint: ???" in shown or recipe in nothing_alone
@@ -98,9 +109,8 @@ def test_what_computes_nothing_waits_for_no_torch(words: list[str], status: int,
         ("generate", "precision: one of fp32, bf16\n"),
     ],
 )
-def test_help_says_what_values_mean(recipe: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([recipe, "--help"]) == 0
-    assert f"\n{told}" in capsys.readouterr().out
+def test_help_says_what_values_mean(recipe: str, told: str) -> None:
+    assert f"\n{told}" in help_of(recipe)
 
 
 def test_cfg_job_shows_the_config_and_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from recipes.cli import main
+from tests.daily import daily_shares
 from tests.recipes.broken import ASSISTANT, USER, Places, turns
 
 Words = Callable[[Places], list[str]]
@@ -234,7 +235,7 @@ def places(weights: Path, adapter: Path, chat: Path, tmp_path: Path) -> Places:
     return Places(weights, adapter, chat, tmp_path)
 
 
-@pytest.mark.parametrize("what", WRONG)
+@pytest.mark.parametrize("what", daily_shares(WRONG, one_in=2))
 def test_a_wrong_command_is_answered_with_what_would_be_right(
     what: str, places: Places, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

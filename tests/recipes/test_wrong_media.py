@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from recipes.cli import main
+from tests.daily import daily_shares
 from tests.recipes.broken_media import FAULTS, INSIDE, MediaPlaces, picture, sound
 from tests.trainer.parts import sound_bytes
 
@@ -174,7 +175,7 @@ def places(media_weights: Path, weights: Path, adapter: Path, chat: Path, tmp_pa
     return MediaPlaces(media_weights, adapter, chat, tmp_path, weights)
 
 
-@pytest.mark.parametrize("what", WRONG)
+@pytest.mark.parametrize("what", daily_shares(WRONG, one_in=2))
 def test_wrong_media_are_answered_with_what_would_be_right(
     what: str, places: MediaPlaces, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

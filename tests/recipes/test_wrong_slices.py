@@ -12,6 +12,7 @@ import pytest
 
 from model.checkpoint.saving import save
 from recipes.cli import main
+from tests.daily import daily_shares
 from tests.recipes.broken_slices import SlicePlaces
 from tests.recipes.wrong_slice_parts import ADAPTERS, CHECKS, PARTS, PLACES, PLANS, VOCABULARIES
 from tests.recipes.wrong_slices import LAYERS, PARENTS, Words, sliced, with_adapter
@@ -89,7 +90,7 @@ def refused(command: Words, places: SlicePlaces, made: list[str], capsys: pytest
     return shown.err
 
 
-@pytest.mark.parametrize("what", WRONG)
+@pytest.mark.parametrize("what", daily_shares(WRONG, one_in=3))
 def test_what_cannot_be_is_refused_before_a_byte_is_written(
     what: str, places: SlicePlaces, made: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

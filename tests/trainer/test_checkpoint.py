@@ -181,7 +181,8 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_newest_whole_one(
 
 
 @pytest.mark.parametrize(
-    "content", daily(["", "[]", "{}", '{"files": {}}', '{"files": {"optimizer.pt": {}}}', "\0" * 99], "", '{"files": {}}')
+    "content",
+    daily(["", "[]", "{}", '{"files": {}}', '{"files": {"optimizer.pt": {}}}', "\0" * 99], "", '{"files": {}}'),
 )
 def test_a_manifest_that_says_nothing_is_a_damage(tmp_path: Path, straight: Path, content: str) -> None:
     shutil.copytree(straight, tmp_path / "run", symlinks=True)

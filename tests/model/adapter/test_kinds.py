@@ -24,6 +24,7 @@ from model.slicing.module import slice_module
 from model.slicing.spec import SliceConfig, SliceSpec
 from model.slicing.submodel import SubModel
 from model.tower_config import Modality
+from tests.daily import daily
 from tests.parity.reference import multimodal_reference_of, reference_of, relative
 from tests.tiny import (
     GLOBAL,
@@ -65,7 +66,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 STARTED = [kind for kind, how in KINDS.items() if how.get("init", "") not in ("", "gaussian", "orthogonal")]
 SOME = pytest.mark.parametrize("kind", ["dora with dropout", "pissa with patterns"])
-ALL = pytest.mark.parametrize("kind", KINDS)
+ALL = pytest.mark.parametrize("kind", daily(KINDS, "lora", "dora with dropout", "pissa with patterns"))
 
 
 def base(dtype: torch.dtype = torch.float32) -> Gemma3n:

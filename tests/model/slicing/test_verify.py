@@ -28,6 +28,7 @@ from model.slicing.verify import verify
 from model.slicing.vocabulary import Vocabulary
 from model.tower_config import Modality
 from recipes.merge import merge_into
+from tests.daily import daily
 from tests.tiny import TINY_TEXT, tiny_config, tiny_model, tiny_multimodal_config
 
 WHOLE = tiny_multimodal_config()
@@ -108,7 +109,7 @@ GOOD: dict[str, tuple[SubModel, DeadKV]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", GOOD)
+@pytest.mark.parametrize("what", daily(GOOD, "text alone", "all at once", "no unread keys and values"))
 def test_a_slice_is_as_it_says_and_its_parents_byte_for_byte(what: str, parent: Path, tmp_path: Path) -> None:
     sub, dead_kv = GOOD[what]
     slice_checkpoint(parent, tmp_path / "small", sub, dead_kv=dead_kv, max_shard_bytes=60_000)
