@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +96,8 @@ class Walk:
             max_length_tokens=data.max_length_tokens, long_rows=data.long_rows, supervise=data.supervise
         )  # fmt: skip
         maker = Maker(self.processor, limits)
-        for found in source.examples(roles=data.supervise.roles, preference=data.preference):
+        coming = source.examples(roles=data.supervise.roles, preference=data.preference)
+        for found in islice(coming, data.stream_block_rows) if data.streaming else coming:
             self.take(found, tally, maker)
         return tally
 
@@ -152,11 +155,16 @@ def run(recipe: DataPreviewRecipe) -> None:
     """Go through the data, and tell what is in it."""
     sources = sources_of(recipe.data)
     walk = Walk(recipe, processor_of(recipe))
-    report = Report(recipe.data, [walk.source(source) for source in sources])
+    # What is held out of a stream are its first rows, and no choice among those that were read.
+    data = dataclasses.replace(recipe.data, held_out=None) if recipe.data.streaming else recipe.data
+    report = Report(data, [walk.source(source) for source in sources])
     if recipe.row is not None and not walk.shown:
         raise ConfigError(f"row: none of {report.whole.num_rows:,} rows has the number {recipe.row}; see their places")
     if recipe.json:
-        told = {"report": report.as_json(), "rows": [one.as_json() for one in walk.shown]}
+        told = {
+            "report": report.as_json() | {"all_read": not data.streaming},
+            "rows": [one.as_json() for one in walk.shown],
+        }
         print(json.dumps(told, indent=None if len(walk.shown) > 1 else 2, ensure_ascii=False))
         return
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
@@ -164,8 +172,19 @@ def run(recipe: DataPreviewRecipe) -> None:
         for line in lines_of(one, recipe, walk.processor, console):
             console.print(line, soft_wrap=True)  # a row is as wide as it is
         console.print()
+    if data.streaming:
+        console.print(what_was_read(recipe.data), soft_wrap=True)
     for part in parts(report):
         console.print(part, soft_wrap=isinstance(part, str))
+
+
+def what_was_read(data: DataConfig) -> str:
+    """That not all of a stream was, and where what is held out of it is."""
+    held_out = "" if data.held_out is None else f", the {data.held_out:g} that are held out (data.held_out) among them"
+    return (
+        f"the first {data.stream_block_rows:,} rows of each source were read (data.streaming){held_out}; of others"
+        " nothing is known"
+    )
 
 
 def lines_of(shown: Shown, recipe: DataPreviewRecipe, processor: Processor, console: Console) -> Iterator[Text]:

@@ -232,9 +232,13 @@ def histogram(lengths: Sequence[int], *, limit: int) -> Table:
 
 
 def sources_table(report: Report) -> Table:
-    """The sources beside each other; ``of an epoch`` is how much of its tokens are a source's, by its weight."""
+    """The sources beside each other; ``of an epoch`` is how much of its tokens are a source's, by its weight.
+
+    A stream has no epoch of all its sources.
+    """
     table = Table("source")
-    for name in ("weight", "rows", "bad", "too long", "median", "max", "tokens", "learnt", "of an epoch"):
+    last = () if report.data.streaming else ("of an epoch",)
+    for name in ("weight", "rows", "bad", "too long", "median", "max", "tokens", "learnt", *last):
         table.add_column(name, justify="right")
     taken = [one.weight * sum(one.kept) for one in report.trained_on]
     for one, tokens in zip(report.trained_on, taken, strict=True):
@@ -242,6 +246,6 @@ def sources_table(report: Report) -> Table:
         table.add_row(
             escape(one.name), f"{one.weight:g}", f"{one.num_rows:,}", f"{len(one.faults):,}", f"{one.num_long:,}",
             f"{spread.median:,}" if spread else "", f"{spread.max:,}" if spread else "", f"{sum(one.kept):,}",
-            f"{one.share:.1%}", f"{tokens / max(sum(taken), 1):.1%}",
+            f"{one.share:.1%}", *(f"{tokens / max(sum(taken), 1):.1%}" for _ in last),
         )  # fmt: skip
     return table
