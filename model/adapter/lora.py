@@ -263,6 +263,7 @@ def read_adapter(directory: Path, config: TextConfig) -> tuple[LoraConfig, dict[
     if not isinstance(lora, LoraConfig) or lora.peft_type != PeftType.LORA:
         raise CheckpointError(f"{directory}: is a {lora.peft_type} adapter; only LoRA is supported")
     refuse_changed_base(directory, lora.init_lora_weights)
+    refuse_trained_tokens(directory, lora, tensors)
     lora.init_lora_weights = True  # the cheapest: all of it is overwritten
     unread = unused(config)
     tensors = {name: tensor for name, tensor in tensors.items() if ours(weight_name(factor_of(name))) not in unread}
@@ -279,6 +280,25 @@ def read_adapter(directory: Path, config: TextConfig) -> tuple[LoraConfig, dict[
 def factor_of(name: str) -> str:
     """The tensor itself, or, for a magnitude of DoRA, the factor that stands beside it."""
     return name.replace(MAGNITUDE, ".lora_B.weight") if name.endswith(MAGNITUDE) else name
+
+
+def refuse_trained_tokens(directory: Path, lora: LoraConfig, tensors: Iterable[str]) -> None:
+    """Raise CheckpointError for tokens that were trained without factors: what they mean here is not what was trained.
+
+    PEFT reads single ones without the scale of our table, and leaves open whether the head, which is the same table,
+    is that of the copy.
+    """
+    remedy = "merge it in transformers and load the result, or train it without"
+    if lora.trainable_token_indices:
+        raise CheckpointError(
+            f"{directory}: has trainable_token_indices, which this model cannot take apart from its token table;"
+            f" {remedy} them"
+        )
+    if lora.modules_to_save and any(ours(name.removeprefix(PREFIX)) == TOKEN_TABLE for name in tensors):
+        raise CheckpointError(
+            f"{directory}: has a token table of its own (modules_to_save), but the table is also the head, of which it"
+            f" does not say whether it is the same; {remedy} it"
+        )
 
 
 def refuse_uncalled(directory: Path, tensors: Iterable[str]) -> None:

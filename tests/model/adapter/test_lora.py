@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -205,6 +205,35 @@ def test_factors_of_the_keys_and_values_of_readers_are_dropped(tmp_path: Path) -
 def test_an_adapter_of_altups_coefficients_is_refused_by_name(tmp_path: Path, coefs: str) -> None:
     by_peft(target_modules=["q_proj", coefs]).save_pretrained(str(tmp_path))
     with pytest.raises(CheckpointError, match=rf"layers\.0\.altup\.{coefs}'.*never calls.*train it without"):
+        load_adapter(tiny_model(), tmp_path)
+
+
+@pytest.mark.parametrize("module", ["per_layer_model_projection", "down_proj", "q_norm", "embed_tokens_per_layer"])
+def test_modules_that_were_trained_in_full_are_loaded_saved_and_merged(tmp_path: Path, module: str) -> None:
+    trained = randomise(by_peft(target_modules=["q_proj"], modules_to_save=[module])).eval()
+    trained.save_pretrained(str(tmp_path / "peft"))
+    for spec in (None, SPEC):
+        expected = scores(trained, spec)
+        assert not torch.allclose(expected, scores(tiny_model(), spec), atol=0.1)
+        loaded = load_adapter(tiny_model(), tmp_path / "peft")
+        assert torch.equal(scores(loaded, spec), expected)
+        save_adapter(loaded, tmp_path / "ours", overwrite=True)
+        assert torch.equal(scores(load_adapter(tiny_model(), tmp_path / "ours"), spec), expected)
+        torch.testing.assert_close(scores(merge(loaded), spec), expected, rtol=0, atol=2e-4)  # sums in another order
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"trainable_token_indices": [1, 2]}, "has trainable_token_indices, .* merge it in transformers and load"),
+        ({"modules_to_save": ["embed_tokens"]}, "has a token table of its own .* the table is also the head"),
+    ],
+)
+def test_tokens_that_were_trained_by_themselves_are_refused(
+    tmp_path: Path, settings: dict[str, Any], told: str
+) -> None:
+    by_peft(target_modules=["q_proj"], **settings).save_pretrained(str(tmp_path))
+    with pytest.raises(CheckpointError, match=told):
         load_adapter(tiny_model(), tmp_path)
 
 
