@@ -23,8 +23,9 @@ import tests.torchvision_operators  # noqa: F401 - before peft, which imports it
 from model.adapter.lora import AdapterConfig
 from recipes import train as train_recipe
 from recipes.cli import main as command
+from tests.pictures import draw
 from tests.trainer.parts import Hook, elastic, tiny_trainer, trainer_config
-from trainer import loop
+from tests.trainer.streams import packed, streamed
 from trainer.average import AverageConfig
 from trainer.elastic import ElasticPolicy
 from trainer.loop import Trainer
@@ -140,9 +141,13 @@ ENDS: dict[str, Callable[[Trainer, int], None]] = {"accumulating": end_in_accumu
 
 
 def fit(wishes: dict[str, Any]) -> None:
-    """A run of ``tests.trainer.parts``: two micro-batches a step, an adapter with dropout unless ``whole``."""
+    """A run of ``tests.trainer.parts``: two micro-batches a step, an adapter with dropout unless ``whole``.
+
+    ``packed``: several rows in a pack; ``stream``: the file that rows are read from while it trains, packed, too.
+    """
     output, at, where = Path(wishes.pop("output")), wishes.pop("end_at", 0), wishes.pop("end", "idle")
     adapter = None if wishes.pop("whole", False) else AdapterConfig(rank=2, alpha=4, dropout=0.1)
+    stream, is_packed, workers = wishes.pop("stream", None), wishes.pop("packed", False), wishes.pop("workers", 0)
     in_save, number = wishes.pop("in_save", None), wishes.pop("signal", signal.SIGKILL)
     policy, num_validation = ElasticPolicy(wishes.pop("policy", "off")), wishes.pop("num_validation", 0)
     if decay := wishes.pop("average_decay", None):
@@ -154,6 +159,10 @@ def fit(wishes: dict[str, Any]) -> None:
         trainer_config(output, gradient_accumulation=2, **wishes), adapter=adapter, more_sinks=more,
         elastic_config=elastic(policy), num_validation=num_validation,
     )  # fmt: skip
+    if stream is not None:
+        trainer = streamed(trainer, Path(stream), workers=workers)
+    elif is_packed:
+        trainer = packed(trainer, workers=workers)
     trainer.sinks = [*trainer.sinks, Rows(output.with_name(IDS), trainer)]
     if where in ENDS:
         ENDS[where](trainer, at)
@@ -199,7 +208,7 @@ def serve(asked: dict[str, Any]) -> int:
 
 def main() -> None:
     torch.set_num_threads(1)
-    loop.draw_loss_curve = lambda *_: None  # takes longer than all that is tested here
+    draw(wanted=False)
     for line in sys.stdin:
         child = os.fork()
         if child == 0:

@@ -154,6 +154,7 @@ def test_the_logged_loss_is_the_mean_over_the_tokens_of_the_steps_since_the_last
     assert losses(tmp_path / "both") == pytest.approx([expected], rel=1e-12)
 
 
+@pytest.mark.usefixtures("pictured")
 def test_a_finished_run_has_a_picture_of_its_losses(tmp_path: Path) -> None:
     tiny_trainer(trainer_config(tmp_path, max_steps=2), num_validation=3).fit()
     assert (tmp_path / CURVE_FILE).read_bytes().startswith(b"\x89PNG")
