@@ -22,6 +22,15 @@ from trainer.optimizers.config import OptimizerName
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.FSDP)
 SHARDING = "ACCELERATE_USE_FSDP"
 REWRITING = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_USE_PARALLELISM_CONFIG")
+# Why not, and what does the same. DeepSpeed's ZeRO has one flat float32 copy of what is trained in the place of the
+# optimizer's parameters: optimizers see no tensors, weights of bfloat16 are trained otherwise than without it,
+# layers that a step skips move with the rest, and a checkpoint is that of one number of processes.
+INSTEAD = {
+    "ACCELERATE_USE_DEEPSPEED": (
+        "what its ZeRO divides up among processes, FSDP2 does: weights, gradients and the optimizer's states; in the"
+        " place of its offloading take trainer.per_layer_table=host, optim.name=adamw_bf16_states or more processes. "
+    ),
+}
 COMPILING = "ACCELERATE_DYNAMO_BACKEND"
 # What else of FSDP the environment may ask for, and is not done by those means.
 NOT_OF_SHARDING = {
@@ -79,9 +88,10 @@ def refuse_environment() -> None:
     for name in REWRITING:
         if is_set(name):
             raise ConfigError(
-                f"the environment has {name}={os.environ[name]}, which does not train here: unset it; for a whole model"
-                " in each process launch with 'accelerate launch --multi_gpu', for one divided up among them with"
-                " 'accelerate launch --use_fsdp --fsdp_version 2' (conf/accelerate has config files of both)"
+                f"the environment has {name}={os.environ[name]}, which does not train here: {INSTEAD.get(name, '')}"
+                "Launch with --config_file conf/accelerate/fsdp2.yaml ('accelerate launch --use_fsdp --fsdp_version 2')"
+                " for a model that is divided up among processes, or with conf/accelerate/ddp.yaml ('accelerate launch"
+                " --multi_gpu') for a whole one in each"
             )
     if is_sharded():
         if (version := os.environ.get("FSDP_VERSION", "1")) != "2":

@@ -118,13 +118,18 @@ def test_accumulation_in_the_environment_does_not_change_the_gradient(
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("ACCELERATE_USE_DEEPSPEED", "true"), ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")],
-)  # fmt: skip
+    ("name", "value", "instead"),
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "true", "FSDP2 does.*conf/accelerate/fsdp2.yaml"),
+        ("ACCELERATE_USE_MEGATRON_LM", "true", "conf/accelerate/ddp.yaml"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "--dynamo_backend no"),
+    ],
+)
 def test_what_the_loop_is_not_written_for_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, instead: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=f"the environment has {name}={value}"):
+    with pytest.raises(ConfigError, match=f"the environment has {name}={value}.*{instead}"):
         start(trainer_config(tmp_path), may_leave_unused=False)
 
 
