@@ -116,6 +116,7 @@ class Trainer:
                 self.advance_to_the_end(prepared, state)
         finally:
             self.batches.close()
+            self.loader.close()
             for sink in self.sinks:
                 sink.close()
             self.run.close()

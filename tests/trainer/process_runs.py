@@ -22,6 +22,7 @@ from model.adapter.targets import TargetSet
 from model.freezing import Part
 from model.recompute import RecomputeConfig
 from tests.trainer.parts import Hook, elastic, media_trainer, tiny_trainer, trainer_config
+from tests.trainer.streams import streamed
 from trainer.average import AverageConfig
 from trainer.elastic import ElasticPolicy
 from trainer.loop import Trainer
@@ -36,7 +37,8 @@ def build(wishes: dict[str, Any]) -> Trainer:
     """A run as it is wished for.
 
     ``sharded``: by FSDP2; ``goes_on_from``: the directory of a run to go on with, a copy of it, after ``step``;
-    ``asked_to_stop``: the process that is sent SIGTERM after the first step.
+    ``asked_to_stop``: the process that is sent SIGTERM after the first step; ``stream``: the file that rows are read
+    from while it trains.
     """
     wishes = dict(wishes)
     os.environ[SHARDING], os.environ["FSDP_VERSION"] = str(wishes.pop("sharded", False)).lower(), "2"
@@ -50,16 +52,17 @@ def build(wishes: dict[str, Any]) -> Trainer:
     targets, media = wishes.pop("adapter", None), wishes.pop("media", False)
     adapter = targets and AdapterConfig(rank=4, alpha=8, dropout=0.0, targets=[TargetSet(name) for name in targets])
     frozen = [Part(name) for name in wishes.pop("frozen", [])]
-    stopped = wishes.pop("asked_to_stop", None)
+    stopped, stream = wishes.pop("asked_to_stop", None), wishes.pop("stream", None)
     wishes["average"] = AverageConfig(decay=wishes.pop("decay", None))
     config = trainer_config(output, recompute=RecomputeConfig(**wishes.pop("recompute", {})), **wishes)
     torch.manual_seed(0)  # before the factors of an adapter are drawn
     if media:
         return media_trainer(config, adapter=adapter, frozen=frozen, elastic_config=elastic(policy, names))
     hooks = [Hook(1, lambda: os.kill(os.getpid(), signal.SIGTERM))] if os.environ.get("RANK") == str(stopped) else []
-    return tiny_trainer(
+    trainer = tiny_trainer(
         config, elastic_config=elastic(policy, names), adapter=adapter, num_validation=5, more_sinks=hooks
     )
+    return trainer if stream is None else streamed(trainer, Path(stream), workers=2)
 
 
 def copy_until(source: Path, target: Path, *, step: int) -> None:

@@ -46,6 +46,10 @@ class Batches(Protocol):
         """Begin where another loader was when it gave this; to be called before anything is taken."""
         ...
 
+    def close(self) -> None:
+        """Stop reading; nothing is taken any more."""
+        ...
+
 
 class Loader:
     """Micro-batches of one process, by position.
@@ -110,3 +114,6 @@ class Loader:
 
     def go_on_from(self, state: dict[str, Any] | None) -> None:
         """As ``state_at``."""
+
+    def close(self) -> None:
+        """Nothing is read."""

@@ -153,10 +153,8 @@ class StreamLoader:
         if state is None:
             return
         cursors = tuple(Cursor(*numbers) for numbers in state["cursors"])
-        with self.lock:
-            self.marks = [Mark(state["block"], state["position"], cursors)]
-            self.blocks.clear()
-            self.digests.clear()
+        # In the thread that makes blocks: one of the beginning may just be made.
+        self.pool.submit(self.begin_at, Mark(state["block"], state["position"], cursors)).result()
         if len(cursors) == len(self.rows.start) and self.block(state["block"]).digest == state["digest"]:
             return
         raise CheckpointError(
@@ -164,6 +162,18 @@ class StreamLoader:
             " rows than when the checkpoint was written; put the data back as they were, or begin a new run from the"
             " weights of this one: fork=true trainer.output=…"
         )
+
+    def begin_at(self, mark: Mark) -> None:
+        """Forget what was read, and read on from there."""
+        with self.lock:
+            self.marks, self.failure = [mark], None
+            self.blocks.clear()
+            self.digests.clear()
+
+    def close(self) -> None:
+        """Stop reading; nothing more can be taken."""
+        self.rows.stopped.set()
+        self.pool.shutdown(cancel_futures=True)
 
     def pack(self, place: int) -> Sequence[TokenRow]:
         """The pack at a place of the stream."""

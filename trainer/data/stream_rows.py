@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import random
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -130,6 +132,7 @@ class StreamRows:
     feeds: list[Feed] = field(init=False)
     held_out: frozenset[bytes] = field(default=frozenset(), init=False)  # hashes of examples that are not learnt
     held_out_rows: TokenRows | None = field(default=None, init=False)
+    stopped: threading.Event = field(default_factory=threading.Event, init=False)  # set by who waits for no more rows
     walks: list[Walk] = field(default_factory=list, init=False)  # at the end of the block that was read last
 
     def __post_init__(self) -> None:
@@ -179,6 +182,8 @@ class StreamRows:
         num_given = dict.fromkeys(map(id, walks), 0)
         began = {id(walk): cursor.epoch for walk, cursor in zip(walks, cursors, strict=True)}
         while len(rows) < self.data.stream_block_rows and not self.is_hopeless(maker):
+            if self.stopped.is_set():
+                raise CancelledError
             walk = self.drawn(draw, walks)
             example = walk.take()
             if not (self.held_out and isinstance(example, Example) and example.digest() in self.held_out):

@@ -7,7 +7,7 @@ import gc
 import json
 import weakref
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +168,29 @@ def test_a_block_that_is_gone_is_made_again(folder: Path) -> None:
     loader = stream(config(folder, block_rows=3, mixed=True))
     first = [taken(loader, position) for position in range(0, 40, 2)]
     assert [taken(loader, position) for position in reversed(range(0, 40, 2))] == first[::-1]
+
+
+def test_a_stream_that_is_closed_reads_no_more(folder: Path) -> None:
+    loader = stream(config(folder, block_rows=10**9, mixed=True))  # a block that has no end
+    coming = loader.pool.submit(loader.rows.read, 0, loader.rows.start)
+    loader.close()
+    with pytest.raises(CancelledError):
+        coming.result(timeout=60)
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        loader.take(0)
+
+
+def test_going_on_waits_for_what_is_being_read(folder: Path) -> None:
+    whole = stream(config(folder, block_rows=4))
+    expected = [taken(whole, position) for position in range(0, 30, 2)]
+    state = whole.state_at(16)
+    for _ in range(20):
+        again = stream(config(folder, block_rows=4))
+        again.block(0)  # the next is begun
+        again.go_on_from(state)
+        assert [taken(again, position) for position in range(16, 30, 2)] == expected[8:]
+        assert again.marks[0].number == state["block"]
+        assert [mark.number - state["block"] for mark in again.marks] == list(range(len(again.marks)))
 
 
 def test_many_threads_get_what_one_gets(folder: Path) -> None:
