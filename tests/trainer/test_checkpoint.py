@@ -62,7 +62,10 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("kill_at", "kill_in_save", "left"),
-    [(3, False, ["step_000002"]), (4, True, ["step_000002", "unfinished_step_000004"])],
+    [
+        pytest.param(3, False, ["step_000002"], marks=pytest.mark.slow),  # test_resume_everywhere.py has many of these
+        (4, True, ["step_000002", "unfinished_step_000004"]),
+    ],
     ids=["between saves", "in a save"],
 )
 def test_a_run_killed_outright_resumes_bit_for_bit(
