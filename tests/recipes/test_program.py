@@ -113,6 +113,29 @@ def test_help_says_what_values_mean(recipe: str, told: str) -> None:
     assert f"\n{told}" in help_of(recipe)
 
 
+INTERRUPTED = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+from recipes.cli import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_an_interrupt_while_torch_is_imported_is_told_in_a_word() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, "train"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 130
+    assert done.stderr == "interrupted\n"
+
+
 def test_cfg_job_shows_the_config_and_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["slice", "checkpoint=nowhere", "slice=e2b", "output=x", "--cfg", "job"]) == 0
     shown = OmegaConf.create(capsys.readouterr().out)
