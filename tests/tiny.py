@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from model.config import LayerType, ModelConfig, TextConfig
 from model.gemma3n import Gemma3n
 from model.inputs import Audio, Images, Inputs
 from model.tower_config import AudioConfig, MediaTokens, TowerConfig, VisionConfig
+from tests.releases import ORACLE, TRANSFORMERS
 
 LOCAL, GLOBAL = LayerType.sliding_attention, LayerType.full_attention
 
@@ -119,8 +119,7 @@ def first_unreadable_id(config: ModelConfig) -> int:
 
     Those of media lie beyond the per-layer table, and fail in its release 5.17; 5.23 reads row 0 for them, as we do.
     """
-    release = tuple(int(part) for part in version("transformers").split(".")[:2])
-    return config.text.vocab_size if release >= (5, 23) else config.text.vocab_size_per_layer_input
+    return config.text.vocab_size if TRANSFORMERS >= ORACLE else config.text.vocab_size_per_layer_input
 
 
 def tiny_multimodal_inputs(

@@ -20,6 +20,7 @@ from model.gemma3n import Gemma3n
 from model.inputs import Audio, Images, Inputs
 from model.layers.kv_cache import KVCache
 from tests.parity.reference import multimodal_reference_of, relative, widen_float32
+from tests.releases import differs_before_oracle
 from tests.tiny import (
     SEVEN_KINDS,
     TINY_AUDIO,
@@ -137,6 +138,7 @@ def test_a_clip_of_any_length_fills_its_run_as_in_the_reference(pair: Pair, fram
     assert_equal(*results(pair, inputs), share=2e-5)
 
 
+@differs_before_oracle("computes parts of it in float32 whatever the weights are")
 @pytest.mark.parametrize("kind", SEVEN_KINDS)
 def test_in_float64_nothing_differs_but_the_last_digits(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     widen_float32(monkeypatch)
