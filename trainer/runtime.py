@@ -22,9 +22,9 @@ from trainer.optimizers.config import OptimizerName
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.FSDP)
 SHARDING = "ACCELERATE_USE_FSDP"
 REWRITING = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_USE_PARALLELISM_CONFIG")
-# Why not, and what does the same. DeepSpeed's ZeRO has one flat float32 copy of what is trained in the place of the
-# optimizer's parameters: optimizers see no tensors, weights of bfloat16 are trained otherwise than without it,
-# layers that a step skips move with the rest, and a checkpoint is that of one number of processes.
+# Why not, and what does the same. DeepSpeed's ZeRO puts flat float32 copies of what is trained in the place of the
+# optimizer's parameters, in shares: optimizers see no tensors, weights of bfloat16 are trained otherwise than without
+# it, layers that a step skips move with the rest, and the optimizer's state is one of so many processes.
 INSTEAD = {
     "ACCELERATE_USE_DEEPSPEED": (
         "what its ZeRO divides up among processes, FSDP2 does: weights, gradients and the optimizer's states; in the"
