@@ -1,25 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an estimate is told, and what a training process takes before it has a model."""
+"""How an estimate is told."""
 
 from __future__ import annotations
 
-import importlib
-import resource
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from trainer.estimate import GIVING_BACK, Planned
+from trainer.planned import Planned
 
 RUNTIME = "program and libraries"
 GIB = 1 << 30
-STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,7 @@ class Report:
         console = Console()
         trainer, place = self.planned.trainer, "the GPU" if self.on_cuda else "the processor"
         table = Table(
-            title=f"memory at the peak of a step on {place}: {trainer.batch_size} × {self.planned.width} tokens"
+            title=f"memory at the peak of a run on {place}: {trainer.batch_size} × {self.planned.width} tokens"
         )
         table.add_column("part")
         table.add_column("GiB", justify="right")
@@ -65,17 +59,3 @@ class Report:
             console.print("what would take less:")
         for setting, saved in self.savings.items():
             console.print(f"  {setting} saves {saved / GIB:.2f} GiB", highlight=False)
-        if not self.on_cuda and sys.platform == "linux":
-            given = " ".join(f"{name}={value}" for name, value in GIVING_BACK.items())
-            print(f"with {given} in the environment; without it, glibc keeps what is free: a tenth to a half more")
-
-
-def process_bytes() -> int:
-    """Memory of this process when all that training imports is there and its products have been set up."""
-    importlib.import_module("recipes.train")
-    torch.mm(torch.ones(256, 256), torch.ones(256, 256))
-    if STATUS.is_file():
-        lines = STATUS.read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS:"))
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most << 10

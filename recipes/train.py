@@ -18,6 +18,7 @@ from recipes.resume import CONFIG_FILE, complete, fork_source
 from recipes.train_prepare import idle_training, prepare
 from recipes.train_recipe import Prepared, TrainRecipe
 from recipes.train_records import identity, start_record, written_out
+from trainer.allocator import give_back
 from trainer.checkpoint import Run, write_whole
 from trainer.config import TrainerConfig
 from trainer.data.collate import Collator
@@ -46,6 +47,8 @@ def run(recipe: TrainRecipe) -> None:
     prepared = prepare(recipe)
     may_leave_unused = prepared.sampler.may_skip_layers or prepared.trains_media
     accelerator = start_processes(prepared.trainer, may_leave_unused=may_leave_unused)
+    if accelerator.device.type == "cpu":
+        give_back()
     # Only the first process compares it with what is there.
     described = identity(recipe, prepared) if accelerator.is_main_process else {}
     directory = Run(

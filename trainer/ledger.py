@@ -16,6 +16,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from trainer.heap import Heap, Piece
+
 INDEXED = {"aten::index.Tensor", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
 
 
@@ -32,6 +34,7 @@ class Part(StrEnum):
     activations = "activations"  # all that the forward pass makes, until it is dropped
     loss = "loss"
     work = "work"  # what comes and goes in the backward pass and the optimizer's step; recomputed activations, too
+    free = "freed, not given back"  # by a processor's allocator
 
 
 class Ledger(TorchDispatchMode):
@@ -39,12 +42,16 @@ class Ledger(TorchDispatchMode):
 
     For fake tensors, which have shapes alone. Where an operation depends on values, all conditions are taken to hold:
     every position has a label, every id is one of the vocabulary's.
+
+    Args:
+        heap: Where tensors lie, if what is freed there counts for as long as the process has it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, heap: Heap | None = None) -> None:
         super().__init__()
+        self.heap = heap
         self.part = Part.weights  # that new tensors belong to
-        self.alive: dict[int, tuple[Part, int]] = {}
+        self.alive: dict[int, tuple[Part, int, Piece | None]] = {}
         self.now: Counter[Part] = Counter()
         self.peak: Counter[Part] = Counter()
 
@@ -62,22 +69,31 @@ class Ledger(TorchDispatchMode):
         key = StorageWeakRef(storage).cdata
         if key in self.alive:
             return
-        self.alive[key] = (self.part, storage.nbytes())
+        nbytes = storage.nbytes()
+        self.alive[key] = (self.part, nbytes, self.heap and self.heap.take(nbytes))
         weakref.finalize(storage, self.drop, key).atexit = False
-        self.now[self.part] += storage.nbytes()
-        if self.now.total() > self.peak.total():
+        self.now[self.part] += nbytes
+        if self.taken > self.peak.total():
             self.peak = self.now.copy()
+            self.peak[Part.free] = self.taken - self.now.total()
+
+    @property
+    def taken(self) -> int:
+        """Bytes that cannot be had by others: those of tensors, and of a processor also what waits for the next."""
+        return self.now.total() if self.heap is None else self.heap.taken
 
     def drop(self, key: int) -> None:
         """A tensor's memory is free."""
-        part, nbytes = self.alive.pop(key)
+        part, nbytes, piece = self.alive.pop(key)
         self.now[part] -= nbytes
+        if self.heap is not None and piece is not None:
+            self.heap.give(piece)
 
     def belongs(self, tensor: Tensor, part: Part) -> None:
         """Count a tensor's memory among another part's."""
         key = StorageWeakRef(tensor.untyped_storage()).cdata
-        before, nbytes = self.alive[key]
-        self.alive[key] = (part, nbytes)
+        before, nbytes, piece = self.alive[key]
+        self.alive[key] = (part, nbytes, piece)
         self.now[before] -= nbytes
         self.now[part] += nbytes
 
