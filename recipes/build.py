@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -22,10 +21,12 @@ from model.processor.processor import Processor
 from model.tower_config import Modality
 from recipes.shape import ShapeConfig
 from trainer.config import Device
-from trainer.data.config import LongRows
+from trainer.data.config import DataConfig, LongRows
+from trainer.data.dataset import Told, rows_of
+from trainer.data.faults import MEND
 from trainer.data.lengths import lengths_of
 from trainer.data.sources import Source
-from trainer.data.supervise import TRAINING_REMEDY, TokenRow, TokenRows, tokenize
+from trainer.data.supervise import TRAINING_REMEDY, TokenRow, TokenRows
 from trainer.soft_token_cache import SoftTokenCache
 
 
@@ -92,9 +93,10 @@ def build_adapted(
     dtype: torch.dtype,
     device: torch.device,
     modalities: Sequence[Modality] | None = None,
+    per_layer_table: TablePlacement = TablePlacement.device,
 ) -> Gemma3n | PeftModel:
     """A model to ask, with its adapter if it has one; ``modalities`` are those to load, all by default."""
-    gemma = load(checkpoint, dtype=dtype, device=device, modalities=modalities)
+    gemma = load(checkpoint, dtype=dtype, device=device, modalities=modalities, per_layer_table=per_layer_table)
     return gemma if adapter is None else load_adapter(gemma, adapter)
 
 
@@ -139,16 +141,19 @@ def build_rows(
     max_length_tokens: int,
     long_rows: LongRows,
     remedy: str = TRAINING_REMEDY,
+    token_cache: Path | None = None,
 ) -> TokenRows:
     """The rows of ``files``, or other sources, as tokens; ``remedy`` is what to do about one that is too long.
 
     Raises:
         InputError: A file or a row cannot be used.
+        ConfigError: Rows are to be kept in ``token_cache``, and cannot be.
     """
-    found = tokenize(
-        chain.from_iterable(Source(file).examples() for file in files), processor,
-        max_length_tokens=max_length_tokens, long_rows=long_rows, remedy=remedy,
+    data = DataConfig(
+        train=list(files), max_length_tokens=max_length_tokens, long_rows=long_rows, token_cache=token_cache
     )  # fmt: skip
+    told = Told(long=remedy, bad=MEND, cache="token_cache")
+    found = rows_of([Source(file) for file in files], data, processor, told).found
     refuse_beyond_positions(found.rows, processor.config.text)
     return found
 

@@ -17,6 +17,7 @@ from model.adapter.lora import base_of, check_adapter
 from model.checkpoint.shapes import model_shapes
 from model.config import ModelConfig
 from model.errors import ConfigError
+from model.layers.embedding import TablePlacement
 from model.processor.audio import LongAudio
 from model.slicing.count import Layout, count_effective_parameters, count_parameters
 from model.slicing.spec import SliceConfig, SliceSpec
@@ -63,6 +64,8 @@ class EvaluateRecipe:
     long_audio: LongAudio = LongAudio.refuse  # sound of more than 30 s: refuse, truncate, or chunk it into several
     batch_size: int = 8  # conversations
     workers: int = 2  # threads that read images and sound ahead; 0 = no thread
+    per_layer_table: TablePlacement = TablePlacement.device  # or host, mmap: rows come as needed
+    token_cache: Path | None = None  # directory that keeps rows as tokens, as data.token_cache of training; may be one
     soft_token_cache: Path | None = None  # directory that keeps what the towers make of images and sound
     precision: Precision = Precision.fp32
     device: Device = Device.auto
@@ -103,15 +106,18 @@ def measure(recipe: EvaluateRecipe) -> list[tuple[SliceSpec, Score]]:
     found = build_rows(
         recipe.files, processor,
         max_length_tokens=recipe.max_length_tokens, long_rows=LongRows.refuse, remedy=REMEDY,
+        token_cache=recipe.token_cache,
     )  # fmt: skip
     rows = found.rows[: recipe.max_examples]
-    adapted = () if recipe.adapter_path is None else check_adapter(config, recipe.adapter_path)
+    adapted = () if recipe.adapter_path is None else check_adapter(
+        config, recipe.adapter_path, table=recipe.per_layer_table
+    )  # fmt: skip
     loaded = without_idle_towers(config, (row.ids for row in rows), adapted=adapted).modalities
     if idle := [modality for modality in config.modalities if modality not in loaded]:
         print(f"loads {' and '.join(loaded)}; no row needs {' or '.join(idle)}", file=sys.stderr)
     model = build_adapted(
         checkpoint, recipe.adapter_path, dtype=recipe.precision.dtype, device=find_device(recipe.device),
-        modalities=loaded,
+        modalities=loaded, per_layer_table=recipe.per_layer_table,
     )  # fmt: skip
     gemma = base_of(model)
     cache = build_cache(recipe.soft_token_cache, gemma, processor, find_device(recipe.device))

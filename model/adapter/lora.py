@@ -26,12 +26,12 @@ from model.adapter.targets import UNCALLED, check_patterns, matches, resolve_tar
 from model.checkpoint.checking import misfit
 from model.checkpoint.directory import whole_directory
 from model.checkpoint.format import METADATA
-from model.checkpoint.names import TOKEN_TABLE, modality_of, ours, text_only, unused
+from model.checkpoint.names import PER_LAYER_TABLE, TOKEN_TABLE, modality_of, ours, text_only, unused
 from model.checkpoint.saving import check_plain
 from model.config import ModelConfig, TextConfig
 from model.errors import CheckpointError
 from model.gemma3n import Gemma3n
-from model.layers.embedding import ScaledEmbedding
+from model.layers.embedding import ScaledEmbedding, TablePlacement
 from model.slicing.adapter import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
@@ -129,13 +129,26 @@ def load_adapter(model: Gemma3n, directory: Path | str, *, trainable: bool = Fal
     return adapted.train(trainable)
 
 
-def check_adapter(config: ModelConfig, directory: Path | str) -> frozenset[Modality]:
+def check_adapter(
+    config: ModelConfig, directory: Path | str, *, table: TablePlacement = TablePlacement.device
+) -> frozenset[Modality]:
     """Whose modules a saved adapter changes; it is held against the shape of a model of which no weight is read.
 
+    Args:
+        config: That of the model.
+        directory: Of the adapter.
+        table: Where the model's table of per-layer embeddings is going to lie.
+
     Raises:
-        CheckpointError: As ``load_adapter``.
+        CheckpointError: As ``load_adapter``; or the adapter changes the table, which is not on the device.
     """
     _, tensors = put_in(Gemma3n.build(config, device="meta"), Path(directory), trainable=False)
+    module = PREFIX + PER_LAYER_TABLE.removesuffix("weight")
+    if table is not TablePlacement.device and any(name.startswith(module) for name in tensors):
+        raise CheckpointError(
+            f"{directory}: changes the per-layer table, which takes no adapter where it lies (per_layer_table is"
+            f" {table}); set per_layer_table=device"
+        )
     return frozenset(map(modality_of, adapted_modules(tensors)))
 
 

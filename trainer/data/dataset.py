@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from model.processor.processor import Processor
@@ -15,9 +16,27 @@ from trainer.data.faults import MEND_OR_SKIP
 from trainer.data.finding import find
 from trainer.data.mixture import Picked, held_out, times
 from trainer.data.sources import Source, fingerprint, sources_of
-from trainer.data.supervise import Limits, Maker, TokenRow, TokenRows, token_rows
+from trainer.data.supervise import TRAINING_REMEDY, Limits, Maker, TokenRow, TokenRows, token_rows
 from trainer.data.token_cache import SourceRows, TokenCache, about_rows
 from trainer.runtime import is_first_launched
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What a recipe tells its user about rows.
+
+    Args:
+        long: What to do about one that is refused for its length.
+        bad: What to do about those that cannot be used.
+        cache: What the recipe calls the directory of kept rows.
+    """
+
+    long: str = TRAINING_REMEDY
+    bad: str = MEND_OR_SKIP
+    cache: str = "data.token_cache"
+
+
+OF_TRAINING = Told()
 
 
 def read_rows(data: DataConfig, processor: Processor, *, seed: int) -> tuple[TokenRows, TokenRows | None]:
@@ -58,25 +77,27 @@ def validation_rows(data: DataConfig, processor: Processor) -> TokenRows | None:
     return dataclasses.replace(found, rows=found.rows[: data.max_validation_examples])
 
 
-def rows_of(sources: Sequence[Source], data: DataConfig, processor: Processor) -> SourceRows:
+def rows_of(sources: Sequence[Source], data: DataConfig, processor: Processor, told: Told = OF_TRAINING) -> SourceRows:
     """The rows of all sources in order, kept from an earlier run or read and tokenised."""
 
     def make() -> SourceRows:
-        return made_rows(sources, data, processor)
+        return made_rows(sources, data, processor, told)
 
     if data.token_cache is None:
         return make()
-    return TokenCache(data.token_cache, tell).rows(lambda: described(sources, data, processor), make)
+    return TokenCache(data.token_cache, tell, told.cache).rows(lambda: described(sources, data, processor), make)
 
 
-def made_rows(sources: Sequence[Source], data: DataConfig, processor: Processor) -> SourceRows:
+def made_rows(
+    sources: Sequence[Source], data: DataConfig, processor: Processor, told: Told = OF_TRAINING
+) -> SourceRows:
     """The rows of all sources in order, with a hash of what each row says if some are to be held out.
 
     The pieces of a text have one hash, and so stay together.
     """
     limits = Limits(
         max_length_tokens=data.max_length_tokens, long_rows=data.long_rows, supervise=data.supervise,
-        on_bad_row=data.on_bad_row, mend=MEND_OR_SKIP,
+        on_bad_row=data.on_bad_row, remedy=told.long, mend=told.bad,
     )  # fmt: skip
     maker = Maker(processor, limits)
     rows: list[TokenRow] = []

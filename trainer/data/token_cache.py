@@ -12,6 +12,7 @@ images and sound are kept: what a row with media is depends on files that are no
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -29,7 +30,7 @@ from typing import Any, overload
 import numpy as np
 import torch
 
-from model.errors import ConfigError
+from model.errors import ConfigError, counted
 from model.processor.chat import CHAT_TEMPLATE
 from model.processor.processor import Processor
 from trainer.data.supervise import TokenRow, TokenRows
@@ -114,6 +115,7 @@ class TokenCache:
     Args:
         directory: Where the files are; made if it is not there.
         say: What is told what a user should know.
+        key: What the recipe calls the directory.
 
     Raises:
         ConfigError: The directory cannot be made, or not be written to.
@@ -121,6 +123,7 @@ class TokenCache:
 
     directory: Path
     say: Say
+    key: str = "data.token_cache"
 
     def __post_init__(self) -> None:
         probe = self.directory / aside_name("probe")
@@ -130,7 +133,7 @@ class TokenCache:
             probe.unlink()
         except OSError as error:
             raise ConfigError(
-                f"data.token_cache: '{self.directory}' is no directory that can be written to ({error.strerror}); give"
+                f"{self.key}: '{self.directory}' is no directory that can be written to ({error.strerror}); give"
                 " another, or a new name"
             ) from None
 
@@ -154,15 +157,27 @@ class TokenCache:
         unseen = made.num_media_unseen
         if with_media := sum(bool(row.media) for row in rows) + unseen:
             self.say(
-                f"data.token_cache: {with_media:,} of {len(rows) + unseen:,} rows have images or sound; only sets of"
+                f"{self.key}: {with_media:,} of {len(rows) + unseen:,} rows have images or sound; only sets of"
                 " text alone are kept, and this one is tokenised in every run"
             )
             return made
         if describe() != about:
-            self.say("data.token_cache: the data changed while it was read; its rows are not kept")
+            self.say(f"{self.key}: the data changed while it was read; its rows are not kept")
             return made
         self.write(path, about, made)
+        self.tell_size(len(rows))
         return self.read(path) or made  # mapped from now on, so that memory holds no row
+
+    def tell_size(self, num_rows: int) -> None:
+        """Say how much is kept, whenever it gets more."""
+        sizes: list[int] = []
+        for entry in self.directory.glob(f"*{SUFFIX}"):
+            with contextlib.suppress(OSError):  # somebody deletes old ones
+                sizes.append(entry.stat().st_size)
+        self.say(
+            f"{self.key}: {counted(num_rows, 'row')} kept; '{self.directory}' has {counted(len(sizes), 'set')} of"
+            f" {sum(sizes) / 1e6:,.1f} MB in all; none is ever deleted by itself, and any may be deleted"
+        )
 
     def path(self, about: Mapping[str, Any]) -> Path:
         """Where the rows that ``about`` describes are, or would be."""
@@ -178,10 +193,10 @@ class TokenCache:
         except FileNotFoundError:
             return None
         except OSError as error:
-            self.say(f"data.token_cache: '{path}' cannot be read ({error.strerror}); its rows are made anew")
+            self.say(f"{self.key}: '{path}' cannot be read ({error.strerror}); its rows are made anew")
             return None
         if content is None:
-            self.say(f"data.token_cache: '{path}' is damaged (its checksum is another); its rows are made anew")
+            self.say(f"{self.key}: '{path}' is damaged (its checksum is another); its rows are made anew")
             return None
         start = DIGEST_BYTES + LENGTH_BYTES
         length = int.from_bytes(content[DIGEST_BYTES:start].tobytes(), "little")
@@ -223,8 +238,8 @@ class TokenCache:
             if not isinstance(error, OSError):
                 raise
             raise ConfigError(
-                f"data.token_cache: '{path}' cannot be written ({error.strerror}); make room for it, give another"
-                " directory, or leave data.token_cache out"
+                f"{self.key}: '{path}' cannot be written ({error.strerror}); make room for it, give another"
+                f" directory, or leave {self.key} out"
             ) from None
 
 

@@ -14,7 +14,7 @@ import torch
 from model.adapter.lora import PeftModel, base_of
 from model.gemma3n import Gemma3n
 from model.slicing.spec import SliceSpec
-from trainer.data.ahead import Ahead
+from trainer.data.ahead import Ahead, with_table_rows
 from trainer.data.batch import IGNORED, Batch
 from trainer.data.collate import Collator
 from trainer.data.example import Example
@@ -107,13 +107,13 @@ def score_batches(
     Raises:
         InputError: A medium cannot be decoded.
     """
-    device = next(model.parameters()).device
+    device, table = next(model.parameters()).device, base_of(model).per_layer_table
     was_training = model.training
     model.eval()
     # By length, so that little is padding; the score does not depend on the order.
     by_length = sorted(rows, key=lambda row: len(row.ids))
     batches = Ahead(
-        lambda start: collator(by_length[start : start + batch_size]),
+        lambda start: with_table_rows(collator(by_length[start : start + batch_size]), table),
         stride=batch_size, end=len(by_length), workers=workers,
     )  # fmt: skip
     with contextlib.closing(batches):

@@ -178,9 +178,19 @@ def damages(content: bytes) -> Iterator[bytes]:
     yield content + b"\0"
 
 
+def test_how_much_is_kept_is_told_whenever_it_gets_more(kept: TokenCache, said: list[str]) -> None:
+    kept.rows(described, made)
+    kept.rows(described, never)
+    kept.rows(lambda: ABOUT | {"number": 2}, made)
+    assert [line.partition(" of ")[0] for line in said] == [
+        f"data.token_cache: 11 rows kept; '{kept.directory}' has {sets}" for sets in ("1 set", "2 sets")
+    ]
+
+
 def test_damaged_files_are_never_used(kept: TokenCache, said: list[str]) -> None:
     few = tokenize(spelling(3), tiny_processor(), max_length_tokens=99, long_rows=LongRows.refuse)
     kept.rows(described, lambda: whole(few))
+    said.clear()
     path = kept.path(ABOUT)
     for number, damaged in enumerate(damages(path.read_bytes()), start=1):
         path.write_bytes(damaged)
@@ -250,7 +260,7 @@ def test_several_processes_may_start_at_once(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path), str(number)], cwd=root, stdout=subprocess.PIPE)
         for number in range(3)
     ]
-    assert [process.communicate(timeout=120)[0] for process in started] == [b""] * 3  # nothing damaged was met
+    assert not any(b"damaged" in process.communicate(timeout=120)[0] for process in started)
     assert [process.returncode for process in started] == [0] * 3
     assert len(list((tmp_path / "cache").iterdir())) == 12
 

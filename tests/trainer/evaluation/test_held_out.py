@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 
+from model.checkpoint.load import load
+from model.checkpoint.saving import save
 from model.inputs import Inputs
+from model.layers.embedding import HostTable, TablePlacement, TableRows
 from model.slicing.spec import SliceSpec
 from tests.tiny import TINY_TEXT, tiny_model
 from tests.trainer.parts import SLICES, conversation, rows, spelling
@@ -51,6 +56,32 @@ def test_the_score_does_not_depend_on_the_batch_size() -> None:
     one, many = (measured(rows(spelling(7)), batch_size=size) for size in (1, 5))
     assert one.loss == pytest.approx(many.loss, rel=1e-5)  # float32 sums in another order
     assert (one.exact, one.examples, one.supervised_tokens) == (many.exact, many.examples, many.supervised_tokens)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_rows_of_a_table_away_from_the_device_come_ahead_and_change_no_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    save(tiny_model(), tmp_path / "model")
+    gather, threads = HostTable.gather, set[str]()
+
+    def watched(table: HostTable, ids: torch.Tensor) -> TableRows:
+        threads.add(threading.current_thread().name.partition("_")[0])
+        return gather(table, ids)
+
+    monkeypatch.setattr(HostTable, "gather", watched)
+    specs = list(SPECS.values())
+    expected, found = (
+        total(
+            score_batches(
+                load(tmp_path / "model", dtype=torch.float32, per_layer_table=placement), rows(spelling(7)), specs,
+                collator=Collator(0), batch_size=2, workers=workers,
+            ), specs,
+        )
+        for placement in (TablePlacement.device, TablePlacement.host)
+    )  # fmt: skip
+    assert found == expected
+    assert threads == ({"read ahead"} if workers else {threading.current_thread().name})
 
 
 def test_the_score_of_all_is_the_sum_of_the_scores_of_the_parts() -> None:
