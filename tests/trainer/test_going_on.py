@@ -66,6 +66,7 @@ def test_a_run_goes_on_in_other_micro_batches_of_the_same_packs_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = packed(trainer(tmp_path / "run", keep_checkpoints=9))
+    assert isinstance(whole.loader, Loader)
     assert whole.loader.packs.budget is not None
     whole.fit()
     expected, before = losses(tmp_path / "run"), rows_of_steps(whole)

@@ -16,16 +16,16 @@ PORTS = {"http": 80, "https": 443}
 @contextmanager
 def offline_if_unreachable() -> Iterator[None]:
     """Within the block the hub's libraries look at what they have on disk alone, if there is no way to the hub."""
-    import datasets
+    from datasets import config
     from huggingface_hub import constants
 
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    before = constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE
     if not any(before) and not is_reachable(constants.ENDPOINT):
-        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+        constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before
 
 
 def is_reachable(address: str) -> bool:

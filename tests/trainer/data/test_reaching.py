@@ -7,8 +7,8 @@ import socket
 import time
 from typing import Any
 
-import datasets
 import pytest
+from datasets import config
 from huggingface_hub import constants
 
 from model.errors import InputError
@@ -31,7 +31,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(reaching.socket, "create_connection", refuse)
     return found
 
@@ -43,15 +43,15 @@ def test_a_hub_that_is_not_there_is_told_at_once(asked: list[Any]) -> None:
     assert time.monotonic() - begun < 10  # the library alone took 24
     assert asked == [("hub.invalid", 443)]
     assert not constants.HF_HUB_OFFLINE
-    assert not datasets.config.HF_HUB_OFFLINE
+    assert not config.HF_HUB_OFFLINE
 
 
 def test_who_is_offline_by_choice_asks_nobody(asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(config, "HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="the hub cannot be reached"):
         find("nobody/nothing")
     assert asked == []
-    assert datasets.config.HF_HUB_OFFLINE
+    assert config.HF_HUB_OFFLINE
 
 
 def test_what_lies_behind_a_proxy_is_left_to_the_library(asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
