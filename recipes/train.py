@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
+from torch.optim import Optimizer
 
 from model.adapter.lora import PeftModel, attach, describe_targets
 from model.freezing import freeze
@@ -57,39 +58,30 @@ def run(recipe: TrainRecipe) -> None:
     )  # fmt: skip
     if accelerator.is_main_process:
         write_whole(recipe.trainer.output / CONFIG_FILE, written_out(recipe))
-    measures = prepared.validation is not None and len(prepared.validation.rows) > 0
-    if directory.found is not None and (ended := nothing_left(directory.state, prepared.trainer, measures=measures)):
-        directory.close()
-        if accelerator.is_main_process:
-            write_results(directory.directory)
-            tell_the_end(recipe, directory.state, prepared.trainer, ended)
-            tell_nothing_left(directory.state, prepared.trainer, ended)
+    if is_at_its_end(recipe, prepared, directory):
         return
+    rows_of_step = rows_per_step(prepared.trainer, accelerator.num_processes)
     if accelerator.is_main_process:
-        tell_what_is_trained(recipe, prepared, rows_per_step(prepared.trainer, accelerator.num_processes))
+        tell_what_is_trained(recipe, prepared, rows_of_step)
     sinks = open_sinks(prepared.trainer, directory, console=Console(stderr=True), settings=described)
     with closed_on_failure(sinks):
         gemma, model, weights = build_trained(recipe, prepared)
         if source is not None:
             weights.load(source)
         optimizer = build_optimizer(model, recipe.optim)
-    if accelerator.is_main_process and len(optimizer.param_groups) > 1:
-        print("\n".join(["optimizer:", *(f"  {line}" for line in describe_groups(optimizer))]), file=sys.stderr)
+    if accelerator.is_main_process:
+        tell_groups(optimizer)
     kept = recipe.data.soft_token_cache if prepared.has_media else None
     cache = build_cache(kept, gemma, prepared.processor, accelerator.device)
     if cache is not None:
         cache.digests.update(prepared.digests)
         prepared.loader.collator = Collator(prepared.processor.tokenizer.pad_id, prepared.processor, cache)
     begun = start_record(prepared, gemma, model, step=directory.resumed_step)
-    begun["steps_per_epoch"] = prepared.steps_per_epoch(rows_per_step(prepared.trainer, accelerator.num_processes))
+    begun["steps_per_epoch"] = prepared.steps_per_epoch(rows_of_step)
     for sink in sinks:
         sink.write(begun)
     trainer = Trainer(
-        config=prepared.trainer,
-        accelerator=accelerator,
-        model=model,
-        weights=weights,
-        optimizer=optimizer,
+        config=prepared.trainer, accelerator=accelerator, model=model, weights=weights, optimizer=optimizer,
         schedule=prepared.schedule,
         sampler=prepared.sampler,
         loader=prepared.loader,
@@ -100,7 +92,7 @@ def run(recipe: TrainRecipe) -> None:
         towers=SharedTowers(gemma, cache),
         workers=recipe.data.workers if prepared.has_media or gemma.per_layer_table is not None else 0,
         save_first=source is not None,
-    )
+    )  # fmt: skip
     state = trainer.fit()
     if accelerator.is_main_process:
         tell_the_end(recipe, state, prepared.trainer, trainer.ending)
@@ -141,6 +133,26 @@ def tell_the_end(recipe: TrainRecipe, state: TrainState, config: TrainerConfig, 
         Console(stderr=True).print(summary_table(summary))
     if told := why_ended(ending, state, config):
         print(told, file=sys.stderr)
+
+
+def tell_groups(optimizer: Optimizer) -> None:
+    """Which parameters learn at which rate, on the screen, where not all do alike."""
+    if len(optimizer.param_groups) > 1:
+        print("\n".join(["optimizer:", *(f"  {line}" for line in describe_groups(optimizer))]), file=sys.stderr)
+
+
+def is_at_its_end(recipe: TrainRecipe, prepared: Prepared, directory: Run) -> bool:
+    """Whether a run that is resumed has nothing to do; if so, that and what it came to are told."""
+    measures = prepared.validation is not None and len(prepared.validation.rows) > 0
+    ended = nothing_left(directory.state, prepared.trainer, measures=measures)
+    if directory.found is None or ended is None:
+        return False
+    directory.close()
+    if directory.accelerator.is_main_process:
+        write_results(directory.directory)
+        tell_the_end(recipe, directory.state, prepared.trainer, ended)
+        tell_nothing_left(directory.state, prepared.trainer, ended)
+    return True
 
 
 def tell_nothing_left(state: TrainState, config: TrainerConfig, ending: Ending) -> None:
