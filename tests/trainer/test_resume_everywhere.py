@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tests.trainer.run_server import IDS, RunServer, run_server
+from tests.trainer.streams import write_stream
 from trainer.manifest import MANIFEST_FILE, damage_of
 from trainer.retention import checkpoint_at, steps_of
 from trainer.sinks import METRICS_FILE, read_records
@@ -149,6 +150,48 @@ def test_a_run_with_a_running_average_goes_on_bit_for_bit(
     assert_same(same, killed_and_resumed(server, tmp_path / "killed", (3, "idle"), **wishes))
     stored = torch.load(last_of(same) / "average.pt", weights_only=True)
     assert any(not torch.equal(own, stored["average"]["averages"][name]) for name, own in stored["trained"].items())
+
+
+@pytest.fixture(scope="module")
+def wishes_of(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Runs that read ahead: of rows that are packed, and of such that are read from a file meanwhile."""
+    path = write_stream(tmp_path_factory.mktemp("data") / "rows.jsonl")
+    return {"packed": {"packed": True, "workers": 2}, "streamed": {"stream": str(path), "workers": 2}}
+
+
+def assert_packed(run: Path) -> None:
+    """Several rows lie in most packs, of which every step takes four."""
+    assert max(len(taken["rows"]) for taken in rows_of(run).values()) > 2 * 4
+
+
+def test_a_streamed_run_goes_on_bit_for_bit(
+    server: RunServer, tmp_path: Path, wishes_of: dict[str, dict[str, Any]]
+) -> None:
+    wishes = wishes_of["streamed"] | {"max_steps": 4, "save_every": 1}
+    same = straight(server, tmp_path / "straight", **wishes)
+    assert_packed(same)
+    ends = ((2, "accumulating"), (4, "saving"))
+    assert_same(same, killed_and_resumed(server, tmp_path / "killed", *ends, **wishes))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("kind", ["packed", "streamed"])
+def test_a_run_that_reads_ahead_goes_on_bit_for_bit_wherever_it_is_killed(
+    server: RunServer, tmp_path: Path, wishes_of: dict[str, dict[str, Any]], kind: str, where: str
+) -> None:
+    wishes = wishes_of[kind] | {"max_steps": STEPS, "save_every": OFTEN[where]}
+    same = straight(server, tmp_path / "straight", **wishes | {"keep_checkpoints": STEPS})
+    assert_packed(same)
+    if kind == "streamed":
+        begun = [
+            json.loads((checkpoint_at(same, step) / "state.json").read_text())["stream"] for step in steps_of(same)
+        ]
+        assert len({one["block"] for one in begun}) > STEPS // 4  # over the ends of blocks
+        assert begun[-1]["cursors"][0][0] > 4  # and of epochs
+    ends = [(step, where) for step in range(1, STEPS + 1)]
+    assert_same(same, killed_and_resumed(server, tmp_path / "killed", *ends, **wishes))
 
 
 def test_a_run_killed_twice_from_one_checkpoint_and_from_the_next_goes_on_bit_for_bit(
