@@ -12,6 +12,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import config as datasets_config
 
 from model.errors import InputError
 from trainer.data.faults import Fault
@@ -101,6 +102,12 @@ def test_a_data_set_is_streamed_by_its_files(tmp_path: Path) -> None:
     with files[1].open("a", encoding="utf-8") as file:
         file.write(json.dumps(ROWS[0]) + "\n")
     assert streamed_pieces(builder(), "train", "", tmp_path)[0].glance() != pieces[0].glance()
+
+
+def test_a_stream_of_a_hub_that_cannot_be_reached_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets_config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"'nobody/nothing' is no file .* and the hub cannot be reached"):
+        find("nobody/nothing", streaming=True)
 
 
 def test_damage_is_told_by_the_row_that_it_follows(tmp_path: Path) -> None:
