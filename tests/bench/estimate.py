@@ -99,7 +99,12 @@ class Case:
 
 LORA = ("adapter=all_linear", "trainer.batch_size=2")
 FULL = ("adapter=none", "trainer.batch_size=1")
-SANDWICH = ("elastic=sandwich", "+sizes.narrow={name: narrow, ffn_widths: [1024]}")
+SANDWICH = (
+    "elastic=sandwich",
+    "+slice@sizes.narrow=full",
+    "sizes.narrow.name=narrow",
+    "sizes.narrow.ffn_widths=[1024]",
+)
 CASES = {
     "lora": Case(100_450, 512, 512, LORA),
     "lora, recompute full, rows to measure on": Case(
