@@ -87,7 +87,8 @@ def test_a_data_set_is_streamed_by_its_files(tmp_path: Path) -> None:
         file.write_text("".join(json.dumps(row) + "\n" for row in ROWS[number::3]), encoding="utf-8")
 
     def builder() -> datasets.DatasetBuilder:
-        return datasets.load_dataset_builder("json", data_files=list(map(str, files)), cache_dir=tmp_path / "cache")
+        cache = str(tmp_path / "cache")
+        return datasets.load_dataset_builder("json", data_files=list(map(str, files)), cache_dir=cache)
 
     pieces = streamed_pieces(builder(), "train", "org/name[train]", tmp_path)
     assert [piece.name for piece in pieces] == [f"org/name[train][{number}]" for number in range(3)]

@@ -81,7 +81,7 @@ def first_epochs(loader: StreamLoader, count: int) -> list[list[str]]:
     return found
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     position=st.integers(0, 60), block_rows=st.integers(1, 30), mixed=st.booleans(), packing=st.booleans(),
     shuffle=st.booleans(), held_out=st.integers(0, 3),
