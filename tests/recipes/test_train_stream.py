@@ -124,3 +124,18 @@ def test_a_preview_of_a_stream_says_that_it_has_not_read_all(
     assert main([*words, "json=true", "rows=0"]) == 0
     report = json.loads(capsys.readouterr().out)["report"]
     assert (report["all_read"], report["rows"], report["rows_trained_on"]) == (False, 8, 7)
+
+
+@pytest.mark.slow
+def test_rows_with_images_may_come_later_in_a_stream(
+    train: Callable[..., int], media_weights: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = {"prompt": "what? <image_soft_token>", "completion": "abc", "images": [str(picture)]}
+    path = write_jsonl(tmp_path / "a.jsonl", [*ROWS[:4], shown, *ROWS[4:7]])
+    words = (f"checkpoint={media_weights}", f"data.train=[{path}]", *STREAM, "data.validation=[]", "adapter=vision")
+    assert train(*words, "trainer.max_steps=4", "data.packing=false", "trainer.save_every=1") == 0
+    assert "none of the first rows of data.train" in capsys.readouterr().err
+    found = losses(tmp_path / "run")
+    checkpoints(tmp_path / "run", keep=3)
+    assert main(["train", f"resume={tmp_path / 'run'}"]) == 0
+    assert losses(tmp_path / "run") == found
