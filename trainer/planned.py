@@ -47,9 +47,9 @@ class Planned:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of each example in a row."""
-        lengths = (self.document,) * (self.width // self.document)
-        return (*lengths, rest) if (rest := self.width % self.document) else lengths
+        """What the model gets of each example in a row: all tokens but the last, after which nothing is to be said."""
+        lengths = (self.document - 1,) * (self.width // self.document)
+        return (*lengths, rest - 1) if (rest := self.width % self.document) > 1 else lengths
 
     @property
     def table_shape(self) -> tuple[int, int]:

@@ -134,7 +134,7 @@ class Rehearsal:
         if planned.is_measured and trainer.eval_before:
             self.measure()
         # Threads make batches ahead while a step has its own.
-        waiting = [self.batch(trainer.batch_size, planned.width) for _ in range(planned.workers)]
+        waiting = [self.batch(trainer.batch_size, planned.lengths) for _ in range(planned.workers)]
         for number in range(1, STEPS + 1):
             self.step(number)
         del waiting
@@ -155,7 +155,7 @@ class Rehearsal:
     def step(self, number: int) -> None:
         """All micro-batches wait from the start. Two are gone through: the first has no gradients to add to."""
         planned, trainer = self.planned, self.planned.trainer
-        batches = [self.batch(trainer.batch_size, planned.width) for _ in range(trainer.gradient_accumulation)]
+        batches = [self.batch(trainer.batch_size, planned.lengths) for _ in range(trainer.gradient_accumulation)]
         for batch in batches[:2]:
             self.micro_batch(batch)
         with self.ledger.making(Part.work):
@@ -215,17 +215,16 @@ class Rehearsal:
         with torch.no_grad():
             return side_by_side([tower(*clip) for clip in zip(frames.split(1), real.split(1), strict=True)])
 
-    def batch(self, rows: int, width: int) -> Pretended:
-        """A micro-batch of full rows, with rows of a table that is not on the device."""
+    def batch(self, rows: int, lengths: tuple[int, ...]) -> Pretended:
+        """A micro-batch of rows of examples of these lengths, with rows of a table that is not on the device."""
         planned, config = self.planned, self.planned.config
-        shape, table, gathered = (rows, width), self.gemma.per_layer_table, None
+        shape, table, gathered = (rows, sum(lengths)), self.gemma.per_layer_table, None
         with self.ledger.making(Part.batch):
             ids, labels = (torch.empty(shape, dtype=torch.int64) for _ in range(2))
             if table is not None:
                 entries, columns = table.source.shape
                 distinct = torch.empty(min(entries, ids.numel()), columns, dtype=table.dtype)
                 gathered = TableRows(distinct, torch.empty_like(ids))
-            lengths = planned.lengths if width == planned.width else (width,)
             has_media = bool(planned.images or planned.clips)
             inputs = Inputs(
                 ids=ids, mask=torch.empty(shape, dtype=torch.bool), document_lengths=(lengths,) * rows,
@@ -252,7 +251,7 @@ class Rehearsal:
         planned, trainer = self.planned, self.planned.trainer
         self.model.eval()
         with self.averaged():
-            batch = self.batch(trainer.eval_batch_size or trainer.batch_size, planned.document)
+            batch = self.batch(trainer.eval_batch_size or trainer.batch_size, (planned.document - 1,))
             soft = self.soft_tokens(batch, learning=False)
             for spec in self.specs:
                 with self.ledger.making(Part.activations):
