@@ -192,6 +192,8 @@ def build_trained(recipe: TrainRecipe, prepared: Prepared) -> tuple[Gemma3n, Gem
     )  # fmt: skip
     gemma.recompute = recipe.trainer.recompute
     gemma.attention = recipe.trainer.attention
+    if recipe.trainer.compile:
+        gemma.model.language_model.compile_layers()
     if recipe.adapter is None:
         freeze(gemma, recipe.freeze, recipe.freeze_matching)
         return gemma, gemma, model_weights(gemma, extras=prepared.processor.write)

@@ -28,6 +28,7 @@ from recipes.output import check_run_directory
 from recipes.sizes import resolve_sizes
 from recipes.train_recipe import Prepared, TrainRecipe
 from recipes.train_stream import open_stream, refuse_counting, tell_what_was_checked
+from trainer.compiling import refuse_uncompilable
 from trainer.config import Precision, TrainerConfig
 from trainer.data.collate import Collator
 from trainer.data.config import DataConfig
@@ -57,6 +58,7 @@ def prepare(recipe: TrainRecipe) -> Prepared:
     if recipe.data.streaming:
         refuse_counting(recipe.trainer)
     refuse_environment()
+    refuse_uncompilable(recipe.trainer)
     if recipe.trainer.tensorboard:
         check_installed()
     rounded_away = recipe.trainer.precision is not Precision.fp32 and recipe.optim.name not in ROUNDING

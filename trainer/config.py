@@ -15,7 +15,7 @@ import torch
 from model.errors import ConfigError
 from model.layers.embedding import TablePlacement
 from model.layers.kernel import AttentionKernel
-from model.recompute import RecomputeConfig
+from model.recompute import RecomputeConfig, TextRecompute
 from trainer.average import AverageConfig
 from trainer.loss import CHUNK_BYTES
 from trainer.stopping import EarlyStoppingConfig
@@ -49,7 +49,7 @@ class WandbMode(StrEnum):
 
 
 # What changes how numbers are rounded, not which are computed: free to change, and the change is told.
-ROUNDING = ("attention", "batch_size", "gradient_accumulation", "loss_chunk_bytes")
+ROUNDING = ("attention", "batch_size", "compile", "gradient_accumulation", "loss_chunk_bytes")
 # What a resumed run may change: where it runs, what it tells, what it keeps and when it ends early, not what it
 # computes. batch_size and gradient_accumulation are checked together with the number of processes: rows per step must
 # stay. epochs are told by the steps that they come to.
@@ -84,6 +84,7 @@ class TrainerConfig:
     attention: AttentionKernel = AttentionKernel.auto  # what computes it: auto, dense, documents, flex
     threads: int | None = None  # processor threads of torch; null = its own choice
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)  # activations not kept but made again
+    compile: bool = False  # the decoder's layers by torch.compile: faster steps, a slow first one; rounding differs
     per_layer_table: TablePlacement = TablePlacement.device  # or host, mmap: rows come as needed; not trained then
     loss_chunk_bytes: int = CHUNK_BYTES  # of memory for scores: more is faster on an accelerator; rounding differs
     log_every: int = 10  # steps
@@ -123,6 +124,11 @@ class TrainerConfig:
             raise ConfigError(
                 "trainer.attention is flex, of which torch has gradients on CUDA GPUs only, and there is none to train"
                 " on; set trainer.attention=auto"
+            )
+        if self.compile and self.recompute.text is TextRecompute.selective:
+            raise ConfigError(
+                "trainer.compile is on, but trainer.recompute.text is selective, which has to see every operation of a"
+                " layer, and those of compiled code it does not; set trainer.recompute.text=full, every or none"
             )
         if self.seed < 0:
             raise ConfigError(f"trainer.seed is {self.seed}; it must not be negative")

@@ -105,8 +105,8 @@ def refuse_environment() -> None:
     backend = os.environ.get(COMPILING, "no")
     if backend.lower() != "no":
         raise ConfigError(
-            f"the environment has {COMPILING}={backend}; the model is not compiled here: unset it, or launch with"
-            " 'accelerate launch --dynamo_backend no'"
+            f"the environment has {COMPILING}={backend}; the model is not compiled by that: unset it, or launch with"
+            " 'accelerate launch --dynamo_backend no', and set trainer.compile=true to have its layers compiled"
         )
 
 

@@ -60,7 +60,8 @@ class AltUp(nn.Module):
 
     def route(self, x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq streams"]:
         """How much of each mix a token gets, in (-1, 1)."""
-        return torch.tanh(self.modality_router(self.router_norm(x) * self.router_scale).float()).type_as(x)
+        routed = self.modality_router(self.router_norm(x) * self.router_scale)
+        return torch.tanh(routed.to(torch.promote_types(x.dtype, torch.float32))).type_as(x)
 
     def clipped(self, coefs: nn.Linear) -> Float[Tensor, "coefs streams"]:
         """A coefficient matrix within the clip, without touching the weight."""

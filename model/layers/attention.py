@@ -11,14 +11,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from model.config import TextConfig
-from model.layers.kernel import Kernel
 from model.layers.kv_cache import KeyValues
 from model.layers.norm import RMSNorm, rms_norm
 from model.layers.rotary import Rotary
 
 
 class Attention(nn.Module):
-    """One layer's attention. ``produces`` says whether it owns key and value weights."""
+    """What stands before and behind one layer's attention, which a ``Kernel`` computes.
+
+    ``produces`` says whether it owns key and value weights.
+    """
 
     def __init__(self, config: TextConfig, *, produces: bool) -> None:
         super().__init__()
@@ -40,14 +42,11 @@ class Attention(nn.Module):
         values = rms_norm(self.v_proj(x).view(heads), self.eps)
         return KeyValues(keys.transpose(1, 2), values.transpose(1, 2))
 
-    def forward(
-        self,
-        x: Float[Tensor, "batch seq dim"],
-        key_values: KeyValues,
-        rotary: Rotary,
-        kernel: Kernel,
-    ) -> Float[Tensor, "batch seq dim"]:
-        """Attend from ``x`` to those of ``key_values`` that ``kernel`` knows of."""
-        queries = rotary.rotate(self.q_norm(self.q_proj(x).view(*x.shape[:-1], -1, self.head_dim)))
-        attended = kernel(queries.transpose(1, 2), key_values.keys, key_values.values)
-        return self.o_proj(attended.transpose(1, 2).flatten(2))
+    def queries(self, x: Float[Tensor, "batch seq dim"], rotary: Rotary) -> Float[Tensor, "batch heads seq head_dim"]:
+        """Queries of ``x``."""
+        heads = (*x.shape[:-1], -1, self.head_dim)
+        return rotary.rotate(self.q_norm(self.q_proj(x).view(heads))).transpose(1, 2)
+
+    def output(self, attended: Float[Tensor, "batch seq heads head_dim"]) -> Float[Tensor, "batch seq dim"]:
+        """What the layer makes of the values that the queries took."""
+        return self.o_proj(attended.flatten(2))

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -14,26 +13,25 @@ from torch import Tensor, nn
 from model.layers.linear import NarrowLinear
 
 
-def gaussian_top_k(gate: Float[Tensor, "batch seq width"], sparsity: float) -> Float[Tensor, "batch seq width"]:
-    """Keep roughly the largest ``1 - sparsity`` share of each token's gate values, shifted to start at zero.
+def gaussian_top_k(gate: Float[Tensor, "batch seq width"], quantile: float) -> Float[Tensor, "batch seq width"]:
+    """Keep roughly the largest of each token's gate values, shifted to start at zero.
 
-    The threshold takes the values of one token for normal: mean + z·std over ``width``, z being the
-    normal quantile of ``sparsity``. It is taken over the width *in use*, so a narrowed layer thresholds
+    The threshold takes the values of one token for normal: mean + ``quantile``·std over ``width``.
+    It is taken over the width *in use*, so a narrowed layer thresholds
     exactly as the layer cut to that width would.
 
     Args:
         gate: Values before the activation, in the model's dtype; mean and std are taken in it too.
-        sparsity: Share to silence, in (0, 1); callers skip the function for dense layers (0).
+        quantile: That of the share to silence; see ``normal_quantile``.
 
     Source: Gemma 3n, sparse layers (``activation_sparsity_pattern``); std is the population one.
     """
     # Rounded to the model's dtype like the reference's tensor: a bfloat16 model was trained with 1.6484375.
-    quantile = torch.tensor(normal_quantile(sparsity), dtype=gate.dtype, device=gate.device)
+    rounded = torch.tensor(quantile, dtype=gate.dtype, device=gate.device)
     std, mean = torch.std_mean(gate, dim=-1, keepdim=True, correction=0)
-    return F.relu(gate - (mean + std * quantile))
+    return F.relu(gate - (mean + std * rounded))
 
 
-@cache
 def normal_quantile(share: float) -> float:
     """Standard deviations above the mean that ``share`` of a normal's values lie below.
 
@@ -48,7 +46,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, width: int, sparsity: float) -> None:
         super().__init__()
-        self.width, self.sparsity = width, sparsity
+        self.width = width
+        self.quantile = normal_quantile(sparsity) if sparsity > 0 else None  # a dense layer silences none
         self.gate_proj = NarrowLinear(dim, width)
         self.up_proj = NarrowLinear(dim, width)
         self.down_proj = NarrowLinear(width, dim)
@@ -62,6 +61,6 @@ class FeedForward(nn.Module):
 
     def activate(self, gate: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch seq width"]:
         """Silence most of a sparse layer's neurons, then GELU (tanh form)."""
-        if self.sparsity > 0:
-            gate = gaussian_top_k(gate, self.sparsity)
+        if self.quantile is not None:
+            gate = gaussian_top_k(gate, self.quantile)
         return F.gelu(gate, approximate="tanh")

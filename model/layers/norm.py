@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Root-mean-square normalisation in float32, whatever the model's dtype."""
+"""Root-mean-square normalisation in float32, also in a model of bfloat16; one of float64 stays as exact as it is."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def rms_norm(
     Source: Gemma 3n, which multiplies by the weight itself (not by one plus it) before casting back,
     and takes the power -1/2 rather than a reciprocal square root.
     """
-    wide = x.float()
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
     normed = wide * (wide.square().mean(-1, keepdim=True) + eps).pow(-0.5)
     if weight is not None:
-        normed = normed * weight.float()
+        normed = normed * weight.to(wide.dtype)
     return normed.type_as(x)
 
 

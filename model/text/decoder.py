@@ -164,6 +164,12 @@ class Decoder(nn.Module):
         scale = self.config.hidden_size_per_layer_input**0.5
         self.embed_tokens_per_layer = HostTable(source, dtype=dtype, scale=scale, pinned=pinned)
 
+    def compile_layers(self) -> None:
+        """Let torch compile the layers' regions, each when it is first run; see ``model/text/regions.py``."""
+        for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
+            layer.compiled = True
+
 
 def grouped(runs: Sequence[LayerRun], size: int) -> Iterator[Sequence[LayerRun]]:
     """Neighbours in groups of ``size``; the last may be smaller."""

@@ -3,10 +3,6 @@
 
 from __future__ import annotations
 
-import math
-
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -18,6 +14,7 @@ from model.layers.kv_cache import KeyValues
 from model.layers.laurel import Laurel
 from model.layers.norm import RMSNorm
 from model.text.context import Context
+from model.text.regions import compiled, enter_attention, leave_attention
 
 
 class DecoderLayer(nn.Module):
@@ -25,6 +22,7 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: TextConfig, index: int) -> None:
         super().__init__()
+        self.compiled = False  # whether torch compiles its regions
         dim, eps = config.hidden_size, config.rms_norm_eps
         self.self_attn = Attention(config, produces=index < config.first_shared_layer)
         self.mlp = FeedForward(dim, config.intermediate_size[index], sparsity=config.activation_sparsity_pattern[index])
@@ -67,22 +65,12 @@ class DecoderLayer(nn.Module):
             shared: For a reader, its producer's keys and values (of all tokens, also earlier ones).
             past: For a producer that decodes step by step, its keys and values of earlier tokens.
         """
-        predicted = self.altup.predict(streams)
-        first = predicted[:, :, 0]
-        normed = self.input_layernorm(first)
+        enter, leave = enter_attention, leave_attention
+        if self.compiled:
+            enter, leave = compiled(enter_attention), compiled(leave_attention)
+        predicted, normed, queries, made = enter(self, streams, context.rotary, produces=shared is None)
         if (key_values := shared) is None:
-            made = self.self_attn.key_values(normed, context.rotary)
-            key_values = made if past is None else past.then(made)
-        attended = self.self_attn(normed, key_values, context.rotary, context.kernel)
-
-        x = (first + self.post_attention_layernorm(attended) + self.laurel(normed)) / math.sqrt(2)
-        forwarded = self.mlp(self.pre_feedforward_layernorm(x), width)
-        x = x + self.post_feedforward_layernorm(forwarded)
-
-        corrected = self.altup.correct(predicted, x)
-        first, *others = corrected.unbind(dim=2)  # not by index: each would have a gradient of the size of all
-        gate = self.per_layer_input_gate(self.altup.scale_output(first))
-        gated = F.gelu(gate, approximate="tanh") * per_layer_input
-        addition = self.post_per_layer_input_norm(self.per_layer_projection(gated))
-        # The first stream stays as corrected: only the others learn of the per-layer embedding here.
-        return torch.stack((first, *(other + addition for other in others)), dim=2), key_values
+            assert made is not None
+            key_values = KeyValues(*made) if past is None else past.then(KeyValues(*made))
+        attended = context.kernel(queries, key_values.keys, key_values.values)
+        return leave(self, predicted, normed, attended.transpose(1, 2), per_layer_input, width), key_values

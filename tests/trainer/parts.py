@@ -186,6 +186,8 @@ def tiny_trainer(
     run = Run(config, identity, accelerator=accelerator)
     base = tiny_model(dtype=config.precision.dtype)
     base.recompute = config.recompute
+    if config.compile:
+        base.model.language_model.compile_layers()
     if adapter is not None:
         trained: Any = attach(base, adapter)
         weights = adapter_weights(trained)
