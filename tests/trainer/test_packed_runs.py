@@ -32,9 +32,15 @@ from trainer.state import TrainState
 STEPS = 5
 
 
+def loader_of(trainer: Trainer) -> Loader:
+    """What reads its rows: all are known."""
+    assert isinstance(trainer.loader, Loader)
+    return trainer.loader
+
+
 def packed(trainer: Trainer, *, budget: int = 90) -> Trainer:
     """The same on packs of its rows."""
-    old = trainer.loader
+    old = loader_of(trainer)
     packs = pack_rows(old.rows, budget=budget, seed=old.seed, shuffle=old.shuffle)
     assert 1 < len(packs) < len(old.rows)
     trainer.loader = Loader(
@@ -73,7 +79,7 @@ def stop_at(trainer: Trainer, step: int) -> None:
 def test_a_packed_run_goes_on_in_the_middle_of_an_epoch_bit_for_bit(tmp_path: Path, accumulation: int) -> None:
     wishes = {"gradient_accumulation": accumulation, "batch_size": 1}
     straight = text_trainer(tmp_path / "straight", **wishes)
-    per_epoch = len(straight.loader.packs) / accumulation
+    per_epoch = len(loader_of(straight).packs) / accumulation
     assert per_epoch != round(per_epoch) or accumulation == 1  # some step reaches over the end of an epoch
     straight.fit()
     for step in (2, 5):
@@ -139,6 +145,6 @@ def test_what_computes_attention_changes_a_run_by_rounding_alone(tmp_path: Path)
 
 def test_rows_with_media_are_packed_with_others(tmp_path: Path) -> None:
     trainer = packed(media_trainer(trainer_config(tmp_path / "run", batch_size=1)), budget=150)
-    taken = [trainer.loader.take(place) for place in range(len(trainer.loader.packs))]
+    taken = [trainer.loader.take(place) for place in range(len(loader_of(trainer).packs))]
     assert sorted(row.where for pack in taken for row in pack) == sorted(example.where for example in mixed(10))
     assert any(row.media for pack in taken if len(pack) > 1 for row in pack)

@@ -33,7 +33,7 @@ def planned(config: ModelConfig = CONFIG, adapter: AdapterConfig | None = None, 
     return Planned(
         config=config, adapter=adapter, optim=OptimConfig(learning_rate=1e-4), width=40, document=40,
         trainer=TrainerConfig(**{"output": Path("run"), "batch_size": 2, "max_steps": 1, **trainer}),
-        picture_px=(TINY_PICTURE_PX,) * 2,
+        picture_px=(TINY_PICTURE_PX, TINY_PICTURE_PX),
     )  # fmt: skip
 
 
