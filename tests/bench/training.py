@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training step of ours against transformers with PEFT: the same weights, batch and adapter, step by step in turn.
 
-    python -m tests.bench.training [--scale small] [--rounds 5] [--document FILE]
+    python -m tests.bench.training [--scale small] [--rounds 5] [--compile] [--document FILE]
 
 Each side is a process of its own, which waits while the other computes. Linux only; three minutes.
 """
@@ -149,12 +149,12 @@ def contestants(
             contestant.end()
 
 
-def benchmark(scale: Scale, rounds: int, threads: int) -> Figures:
+def benchmark(scale: Scale, rounds: int, threads: int, more: Sequence[str] = ()) -> Figures:
     """All figures of one scale."""
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place) / "parent"
         save(tiny_model(scale.config, spread=0.1), directory)
-        with contestants(directory, scale, threads=threads) as sides:
+        with contestants(directory, scale, threads=threads, more=more) as sides:
             return measured(sides, scale, rounds, threads)
 
 
@@ -192,14 +192,16 @@ def main() -> None:
     parser.add_argument("--scale", choices=SCALES, default="full")
     parser.add_argument("--rounds", type=int, default=5, help="steps of each side, of which the middle one counts")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side")
+    parser.add_argument("--compile", action="store_true", help="our layers, as trainer.compile does; written nowhere")
     parser.add_argument("--document", type=Path, help=f"where to write; full size: {DOCUMENT.relative_to(ROOT)}")
     wanted = parser.parse_args()
-    figures = benchmark(SCALES[wanted.scale], wanted.rounds, wanted.threads)
+    more = ["--compile"] if wanted.compile else []
+    figures = benchmark(SCALES[wanted.scale], wanted.rounds, wanted.threads, more)
     scale = SCALES[wanted.scale]
-    text = report(figures, f"python -m tests.bench.training --scale {wanted.scale} --rounds {wanted.rounds}",
-                  head_share=scale.head_flops / scale.flops)  # fmt: skip
+    command = ["python -m tests.bench.training --scale", wanted.scale, "--rounds", str(wanted.rounds), *more]
+    text = report(figures, " ".join(command), head_share=scale.head_flops / scale.flops)
     print(text)
-    if document := wanted.document or (DOCUMENT if wanted.scale == "full" else None):
+    if document := wanted.document or (DOCUMENT if wanted.scale == "full" and not more else None):
         document.parent.mkdir(parents=True, exist_ok=True)
         document.write_text(text, encoding="utf-8")
 

@@ -31,7 +31,7 @@ MANY_OPS = 14  # named in a profile
 class Ours:
     """Our model with our adapter and loss."""
 
-    def __init__(self, directory: Path, ids: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, directory: Path, ids: Tensor, dtype: torch.dtype, *, compiled: bool = False) -> None:
         from model.adapter.lora import AdapterConfig, attach, base_of
         from model.checkpoint.load import load
         from model.inputs import Inputs
@@ -49,6 +49,8 @@ class Ours:
 
         step.linear_cross_entropy_sum = timed
         model = attach(load(directory, dtype=dtype, device=ids.device), AdapterConfig(rank=RANK, alpha=ALPHA))
+        if compiled:
+            base_of(model).model.language_model.compile_layers()
         self.spec = SliceSpec.full(base_of(model).config.text)
         self.inputs = Inputs.of(ids)
         self.labels = torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], IGNORED)], dim=1)
@@ -201,12 +203,15 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, required=True, help="in a row")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--compile", action="store_true", help="our layers, as trainer.compile does")
     wanted = parser.parse_args()
     config = json.loads((wanted.directory / "config.json").read_text(encoding="utf-8"))
     text = config.get("text_config", config)
     ids = batch(text["vocab_size_per_layer_input"], wanted.rows, wanted.tokens, wanted.device)
     torch.manual_seed(0)
-    worker = Worker(SIDES[wanted.side](wanted.directory, ids, getattr(torch, wanted.dtype)))
+    dtype = getattr(torch, wanted.dtype)
+    compiled = {"compiled": True} if wanted.compile and wanted.side == "ours" else {}
+    worker = Worker(SIDES[wanted.side](wanted.directory, ids, dtype, **compiled))
     forget_peak(worker.device)  # what loading took is over
     answers, sys.stdout = sys.stdout, sys.stderr  # libraries may print what they like
     for line in sys.stdin:
