@@ -119,7 +119,7 @@ def continued_by_hand(run: Path, base: Path, chat: Path, *, adapter: bool) -> tu
         batch = loader.batch(2 * step)
         loss = batch_loss_sum(model, batch, SliceSpec.full(base_of(model).config.text))
         (loss * (1 / batch.supervised_tokens)).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_([own for group in optimizer.param_groups for own in group["params"]], 1.0)
         for group in optimizer.param_groups:
             group["lr"] = schedule.at(step)
         optimizer.step()
