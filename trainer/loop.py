@@ -115,8 +115,8 @@ class Trainer:
             with self.requests.listening():
                 self.advance_to_the_end(prepared, state)
         finally:
+            self.loader.close()  # first: what makes batches may be waiting for rows
             self.batches.close()
-            self.loader.close()
             for sink in self.sinks:
                 sink.close()
             self.run.close()

@@ -80,7 +80,7 @@ def test_a_bad_row_deep_in_a_stream_ends_the_run_which_may_go_on_without_it(
     [
         ("trainer.epochs=2", "trainer.epochs is 2.0, but with data.streaming=true it is not known how many rows"),
         ("data.held_out=0.2", "data.held_out is 0.2, but with data.streaming=true it is not known how many rows"),
-        ("data.held_out=10", "data.held_out is 10, but 'data.train' ends after 10 rows"),
+        ("data.held_out=10", "data.held_out is 10, but 'data.train' has not more rows than are held out of it"),
         ("data.token_cache=cache", "data.token_cache is set, but it keeps rows that are all known before training"),
         ("data.soft_token_cache=cache", "data.soft_token_cache is set, but it keeps"),
         ("data.stream_block_rows=0", "data.stream_block_rows is 0; it must be at least 1"),

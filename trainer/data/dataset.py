@@ -163,6 +163,7 @@ def stream_of(data: DataConfig) -> dict[str, Any]:
         "block_rows": data.stream_block_rows,
         "max_length_tokens": data.max_length_tokens,
         "long_rows": data.long_rows.value,
+        "check_media": data.check_media.value,  # head finds less damage, and rows that are damaged may be left out
     }
 
 

@@ -72,6 +72,8 @@ class Source:
         coming = piece.read(0)
         first = list(islice(coming, TOLD_FROM))
         if not first:
+            if self.streaming:  # of many files or shards one may be empty; that all are is refused elsewhere
+                return
             raise InputError(f"data: '{piece.name}' has no rows")
         form = self.format if self.format is not RowFormat.auto else self.told_from(first, piece)
         if form is RowFormat.preference and preference is OnPreference.refuse:

@@ -21,10 +21,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from model.errors import CheckpointError, InputError
+from model.errors import CheckpointError
 from trainer.data.batch import Batch
 from trainer.data.collate import Collator
 from trainer.data.faults import NUM_SHOWN
+from trainer.data.inspection import Digests
 from trainer.data.pack import pack_rows
 from trainer.data.stream_rows import Cursor, Reading, StreamRows
 from trainer.data.supervise import TokenRow
@@ -102,7 +103,7 @@ class StreamLoader:
         self.marks = [Mark(0, 0, rows.start)]  # of every block up to the first that was not made yet
         self.digests: dict[int, str] = {}  # of every block that was made
         self.blocks: OrderedDict[int, Future[Block]] = OrderedDict()  # the latest that was asked for is the last
-        self.failure: InputError | None = None  # why a block cannot be made
+        self.failure: Exception | None = None  # why a block cannot be made
         self.num_shown = 0  # lines about faults that were told
         self.lock = threading.Lock()
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="read the stream")
@@ -133,6 +134,8 @@ class StreamLoader:
 
     def state_at(self, position: int) -> dict[str, Any]:
         """Where the block begins that a run at ``position`` is in or has just finished, and the hash of its rows."""
+        if position > self.marks[0].position:
+            self.pack(position - 1)  # of which another process may have been the only one to ask
         mark = self.marks[self.index_before(position)]
         if mark.number not in self.digests:  # nothing has been taken yet
             self.block(mark.number)
@@ -179,7 +182,7 @@ class StreamLoader:
         """The pack at a place of the stream."""
         assert place >= self.marks[0].position, "what was before the checkpoint is not asked for"
         number = self.marks[bisect_right(self.marks, place, key=lambda mark: mark.position) - 1].number
-        while place >= (block := self.block(number)).end.position:
+        while place >= (block := self.block(number, ahead=True)).end.position:
             number += 1
         return block.packs[place - block.begin.position]
 
@@ -187,13 +190,14 @@ class StreamLoader:
         """Of the last block of which something lies before ``position``, the place among the marks."""
         return max(bisect_left(self.marks, position, key=lambda mark: mark.position) - 1, 0)
 
-    def block(self, number: int) -> Block:
-        """The block of this number; the next is begun to be made."""
+    def block(self, number: int, *, ahead: bool = False) -> Block:
+        """The block of this number; the next is begun to be made if ``ahead``, as it is while training."""
+        wanted = (number, number + 1) if ahead else (number,)
         with self.lock:
-            for one in (number + 1, number):
+            for one in reversed(wanted):
                 if one in self.blocks:
                     self.blocks.move_to_end(one)
-            for one in (number, number + 1):
+            for one in wanted:
                 if one not in self.blocks:
                     self.blocks[one] = self.pool.submit(self.make, one)
             while len(self.blocks) > KEPT_BLOCKS:
@@ -208,7 +212,7 @@ class StreamLoader:
         begin = self.marks[number - self.marks[0].number]
         try:
             reading = self.rows.read(number, begin.cursors)
-        except InputError as error:
+        except Exception as error:
             self.failure = error  # also of the blocks behind it
             raise
         own = seeded("block of the stream", self.seed, number).getrandbits(SEED_BITS)
@@ -218,7 +222,8 @@ class StreamLoader:
         if self.shuffle:
             seeded("order of the data", own).shuffle(order)
         end = Mark(number + 1, begin.position + len(order), reading.cursors)
-        block = Block(begin, end, [[rows[row] for row in pack] for pack in order], reading, digest_of(rows))
+        taken = [[rows[row] for row in pack] for pack in order]
+        block = Block(begin, end, taken, reading, digest_of(rows, reading.digests))
         if number not in self.digests:
             self.digests[number] = block.digest
             self.marks.append(end)
@@ -240,9 +245,11 @@ class StreamLoader:
         self.tell("\n".join([left_out, *lines]))
 
 
-def digest_of(rows: Collection[TokenRow]) -> str:
-    """A hash of what rows say, and of what of it is learnt."""
+def digest_of(rows: Collection[TokenRow], media: Digests) -> str:
+    """A hash of what rows say and show, and of what of it is learnt."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(len(row.ids).to_bytes(8) + row.ids.numpy().tobytes() + row.supervised.numpy().tobytes())
+        for medium in row.media:
+            digest.update(media[medium].encode())
     return digest.hexdigest()

@@ -7,12 +7,14 @@ first that come, and whatever says the same is left out of training wherever it 
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import random
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
+from itertools import cycle
 
 from rich.console import Console
 
@@ -85,7 +87,9 @@ class Walk:
         self.at = Cursor(self.at.epoch + 1)
         self.coming = self.feed.from_on(self.at)
         self.next = next(self.coming, None)
-        assert self.next is not None, "a file without rows is refused"
+        if self.next is None:
+            pieces = ", ".join(f"'{piece.name}'" for _, piece in self.feed.pieces)
+            raise InputError(f"data: no rows in {pieces}")
 
     def take(self) -> Example | Fault:
         """The next row; the place is that of the one behind it, in the next epoch if there is none in this."""
@@ -150,9 +154,11 @@ class StreamRows:
             InputError: There are not that many; or as ``read``.
         """
         maker, rows, digests = self.maker(), list[TokenRow](), set[bytes]()
-        draw, walks = seeded("rows held out of a stream", self.seed), self.walks_from(self.start)
-        while len(rows) < count and not self.is_hopeless(maker):
-            walk = self.drawn(draw, walks)
+        # In turn, whatever their weights and the seed: so that a fork with others is measured on the same rows.
+        walks = self.walks_from(self.start)
+        for walk in cycle(walks):
+            if len(rows) >= count or self.is_hopeless(maker):
+                break
             example = walk.take()
             found = maker.rows(example)
             rows += found
@@ -160,8 +166,8 @@ class StreamRows:
             if walk.at.epoch > 0:
                 maker.finish()
                 raise InputError(
-                    f"data.held_out is {count}, but '{walk.feed.name}' ends after {maker.num_seen} rows, and nothing"
-                    " would be left to be learnt; give a smaller number"
+                    f"data.held_out is {count}, but '{walk.feed.name}' has not more rows than are held out of it, and"
+                    " nothing would be left to be learnt; give a smaller number"
                 )
         maker.finish()
         self.check(rows)
@@ -178,29 +184,48 @@ class StreamRows:
         here = tuple(walk.at for walk in self.walks)
         walks = self.walks if here == cursors else self.walks_from(cursors)
         self.walks = []  # lost if anything is raised
-        draw, maker, rows = seeded("sources of a block", self.seed, number), self.maker(), list[TokenRow]()
-        num_given = dict.fromkeys(map(id, walks), 0)
-        began = {id(walk): cursor.epoch for walk, cursor in zip(walks, cursors, strict=True)}
+        draw, maker, num_lost, told = seeded("sources of a block", self.seed, number), self.maker(), 0, list[str]()
+        while True:
+            rows = self.filled(draw, walks, maker)
+            maker.finish()
+            self.check(rows)
+            digests, said = self.looked_at(rows)
+            told += said
+            if any(is_whole(row, digests) for row in rows) or self.are_gone_through(walks, cursors):
+                break
+            num_lost += len(rows)
+        found = without_damage(token_rows(rows, maker), digests)
+        self.walks = walks
+        return Reading(
+            dataclasses.replace(found, num_bad=found.num_bad + num_lost), tuple(walk.at for walk in walks), digests,
+            "\n".join(told),
+        )  # fmt: skip
+
+    def filled(self, draw: random.Random, walks: Sequence[Walk], maker: Maker) -> list[TokenRow]:
+        """As many rows as a block has, or what is left of a single feed that has any."""
+        rows = list[TokenRow]()
+        num_given, began = dict.fromkeys(map(id, walks), 0), {id(walk): walk.at.epoch for walk in walks}
+        first = walks[0].at.epoch  # that of the first row
         while len(rows) < self.data.stream_block_rows and not self.is_hopeless(maker):
             if self.stopped.is_set():
                 raise CancelledError
             walk = self.drawn(draw, walks)
-            example = walk.take()
+            epoch, example = walk.at.epoch, walk.take()
             if not (self.held_out and isinstance(example, Example) and example.digest() in self.held_out):
+                first = first if rows else epoch
                 found = maker.rows(example)
                 rows += found
                 num_given[id(walk)] += len(found)
-            epochs = walk.at.epoch - began[id(walk)]
-            if epochs > 1 and not num_given[id(walk)]:
+            if walk.at.epoch - began[id(walk)] > 1 and not num_given[id(walk)]:
                 maker.finish()
                 raise InputError(none_left(walk.feed.name, maker))
-            if epochs and rows and len(walks) == 1:
+            if len(walks) == 1 and rows and walk.at.epoch > first:
                 break
-        maker.finish()
-        self.check(rows)
-        found, digests, told = self.without_damage(token_rows(rows, maker))
-        self.walks = walks
-        return Reading(found, tuple(walk.at for walk in walks), digests, told)
+        return rows
+
+    def are_gone_through(self, walks: Sequence[Walk], cursors: Sequence[Cursor]) -> bool:
+        """Whether every feed was gone through from one end to the other since the block began."""
+        return all(walk.at.epoch - cursor.epoch > 1 for walk, cursor in zip(walks, cursors, strict=True))
 
     def maker(self) -> Maker:
         """What makes rows of examples."""
@@ -222,14 +247,12 @@ class StreamRows:
         """The one that gives the next row."""
         return walks[0] if len(walks) == 1 else draw.choices(walks, [walk.feed.weight for walk in walks])[0]
 
-    def without_damage(self, found: TokenRows) -> tuple[TokenRows, Digests, str]:
-        """The rows whose media can be read, the digests of these, and what is to be said of others."""
+    def looked_at(self, rows: Sequence[TokenRow]) -> tuple[Digests, list[str]]:
+        """The digests of media that can be read, and what is to be said of others."""
         said = io.StringIO()  # a terminal may be showing how training goes on
-        digests = inspect(
-            found.rows, self.data.check_media, console=Console(file=said, width=10_000),
-            on_bad_row=self.data.on_bad_row,
-        )  # fmt: skip
-        return without_damage(found, digests), digests, said.getvalue().rstrip()
+        console = Console(file=said, width=10_000, force_terminal=False, force_jupyter=False)
+        digests = inspect(rows, self.data.check_media, console=console, on_bad_row=self.data.on_bad_row)
+        return digests, said.getvalue().splitlines()
 
     def described(self, cursors: Sequence[Cursor]) -> str:
         """The rows that come next, in words."""
@@ -238,6 +261,11 @@ class StreamRows:
             for feed, at in zip(self.feeds, cursors, strict=False)
         ]
         return " and ".join(places)
+
+
+def is_whole(row: TokenRow, digests: Digests) -> bool:
+    """Whether all media of a row could be read."""
+    return all(medium in digests for medium in row.media)
 
 
 def feeds_of(data: DataConfig) -> list[Feed]:

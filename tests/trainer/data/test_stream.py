@@ -7,6 +7,7 @@ import gc
 import json
 import weakref
 from collections import Counter
+from collections.abc import Collection
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -294,3 +295,80 @@ def test_damaged_media_are_told_with_the_block_they_are_in(tmp_path: Path) -> No
     }
     assert "leaves out 1 that cannot be used" in told[0]
     assert f"{path}:5: " in told[0]
+
+
+def damaged(content: bytes) -> bytes:
+    """A picture whose header is whole and whose pixels are not."""
+    middle = content.index(b"IDAT") + 12
+    return content[:middle] + bytes(8) + content[middle + 8 :]
+
+
+def shown_rows(directory: Path, broken: Collection[int], count: int) -> Path:
+    shown = {"prompt": "what? <image_soft_token>", "completion": "a"}
+    for number in range(count):
+        content = picture_bytes(number)
+        (directory / f"{number}.png").write_bytes(damaged(content) if number in broken else content)
+    return write_jsonl(directory / "a.jsonl", [shown | {"images": [f"{number}.png"]} for number in range(count)])
+
+
+def showing(path: Path, **changes: Any) -> StreamLoader:
+    processor = tiny_media_processor()
+    data = DataConfig(
+        train=[str(path)], streaming=True, stream_block_rows=3, on_bad_row=OnBadRow.skip, max_length_tokens=100,
+        **changes,
+    )  # fmt: skip
+    return StreamLoader(StreamRows(data, processor, 0), batch_size=1, seed=0, collator=Collator(0, processor))
+
+
+def test_a_block_of_damaged_media_alone_is_made_of_the_rows_behind_them(tmp_path: Path) -> None:
+    loader = showing(shown_rows(tmp_path, {3, 4}, 5))  # the second block has no others
+    lines = [row.where.rpartition(":")[2] for place in range(9) for row in loader.take(place)]
+    assert [sorted(lines[start : start + 3]) for start in (0, 3, 6)] == [["1", "2", "3"]] * 3
+    assert loader.block(1).reading.found.num_bad == 2
+    nothing = showing(shown_rows(tmp_path, range(5), 5))
+    with pytest.raises(InputError, match="all have damaged media"):
+        nothing.take(0)
+
+
+def test_another_picture_at_the_place_that_a_run_goes_on_from_is_refused(tmp_path: Path) -> None:
+    path = shown_rows(tmp_path, (), 6)
+    state = showing(path).state_at(0)
+    showing(path).go_on_from(state)
+    (tmp_path / "1.png").write_bytes(picture_bytes(100))
+    with pytest.raises(CheckpointError, match="the stream is not what it was"):
+        showing(path).go_on_from(state)
+
+
+def test_of_several_files_one_may_be_empty_but_not_all(folder: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    whole = config(folder).train
+    data = config(folder, block_rows=4, train=[whole[0], str(empty), *whole[1:], str(empty)])
+    assert packs_of(stream(data), 20) == packs_of(stream(config(folder, block_rows=4)), 20)
+    with pytest.raises(InputError, match=r"no rows in '.*empty\.jsonl'"):
+        stream(config(folder, train=[str(empty)])).take(0)
+
+
+def test_rows_are_held_out_alike_under_any_seed_and_weight(folder: Path) -> None:
+    found = []
+    for seed, weight in ((1, 0.5), (2, 5.0)):
+        sources = {"third": SourceConfig(path=str(folder / "c.jsonl"), weight=weight)}
+        loader = stream(config(folder, mixed=True, sources=sources), seed=seed)
+        loader.rows.hold_out(4)
+        assert loader.rows.held_out_rows is not None
+        found.append([row.where for row in loader.rows.held_out_rows.rows])
+    assert found[0] == found[1]
+
+
+def test_bad_rows_at_the_end_of_an_epoch_make_no_block_of_one_row(folder: Path, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [*(asked(number, "a") for number in range(8)), "{", "{"])
+    loader = stream(config(folder, train=[str(path)], on_bad_row=OnBadRow.skip))
+    assert [len(loader.block(number).reading.found.rows) for number in range(5)] == [4] * 5
+
+
+def test_nothing_is_read_ahead_before_training(folder: Path) -> None:
+    loader = stream(config(folder))
+    loader.block(0)
+    assert list(loader.blocks) == [0]
+    loader.take(0)
+    assert list(loader.blocks) == [0, 1] or list(loader.blocks) == [1, 0]
