@@ -6,12 +6,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.progress import track
 
 from model.adapter.lora import AdapterConfig
 from model.checkpoint.names import modality_of
@@ -91,12 +93,21 @@ def run(recipe: EstimateRecipe) -> None:
     apart = {RUNTIME: CUDA_CONTEXT_BYTES if on_cuda else process_bytes()}
     del processor
     found = estimate(planned, apart, on_cuda=on_cuda)
-    others = savings(planned, found, on_cuda=on_cuda) if recipe.compare else {}
+    others = savings(planned, on_cuda=on_cuda, shown=shown) if recipe.compare else {}
     report = Report(planned, found, others, on_cuda=on_cuda)
     if recipe.json:
         print(json.dumps(report.as_json(), indent=2))
     else:
         report.print()
+
+
+def shown(others: Sequence[tuple[str, Planned]]) -> Iterable[tuple[str, Planned]]:
+    """The same, with a bar on a terminal: each takes some seconds to a minute."""
+    console = Console(stderr=True)
+    return track(
+        others, "other settings (compare=false leaves them out)", console=console, transient=True,
+        disable=not console.is_terminal,
+    )  # fmt: skip
 
 
 def planned_of(recipe: EstimateRecipe) -> Planned:
@@ -137,7 +148,8 @@ def planned_of(recipe: EstimateRecipe) -> Planned:
             " not on the device cannot be; set trainer.per_layer_table=device, or train an adapter without it, or"
             " freeze=[text]"
         )
-    if recipe.adapter is not None and recipe.modalities is None:  # rows without media need no other tower
+    # Rows without media need no other tower; but of a stream nobody knows what comes.
+    if recipe.adapter is not None and recipe.modalities is None and not recipe.data.streaming:
         needed = {Modality.text, *map(modality_of, trained_names(planned))}
         needed |= {Modality.vision} if recipe.images else set()
         needed |= {Modality.audio} if recipe.clips else set()

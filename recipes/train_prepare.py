@@ -96,7 +96,7 @@ def prepare(recipe: TrainRecipe) -> Prepared:
         _, validation, digests = look_at_media(recipe.data, TokenRows([], [], 0), validation)
         digests |= stream.block(0).reading.digests
         loader, packs, trainer = stream, None, recipe.trainer
-        tell_what_was_checked(recipe.data, stream)
+        tell_what_was_checked(recipe.data, stream, [one for one in config.modalities if one is not Modality.text])
     schedule = build_schedule(recipe, trainer)
     loaded = config
     # A model is saved whole, an adapter without its base. What rows of a stream will need is not known.

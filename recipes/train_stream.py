@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from model.errors import ConfigError
 from model.processor.processor import Processor
+from model.tower_config import Modality
 from recipes.build import refuse_beyond_positions
 from recipes.train_recipe import TrainRecipe
 from trainer.config import TrainerConfig
@@ -44,11 +46,15 @@ def open_stream(recipe: TrainRecipe, processor: Processor) -> StreamLoader:
     )  # fmt: skip
 
 
-def tell_what_was_checked(data: DataConfig, loader: StreamLoader) -> None:
-    """Say that not all rows were looked at before training."""
+def tell_what_was_checked(data: DataConfig, loader: StreamLoader, towers: Sequence[Modality]) -> None:
+    """Say that not all rows were looked at before training, and what is loaded as rows may come that need it."""
     count = len(loader.block(0).reading.found.rows)
     fate = "ends the run" if data.on_bad_row is OnBadRow.refuse else "is left out"
     tell(
         f"data: the first {count:,} rows of a stream were checked; of the others, one that cannot be used {fate} when"
         f" it comes (data.on_bad_row={data.on_bad_row})"
     )
+    if towers:
+        tell(
+            f"data: loads what takes in {' and '.join(towers)}, as rows with it may come; modalities=[text] leaves it"
+        )

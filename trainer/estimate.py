@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from model.adapter.lora import targets_of
@@ -20,6 +20,7 @@ from trainer.optimizers.config import OptimizerName
 from trainer.planned import Planned
 from trainer.rehearsal import peak_of_run
 
+Shown = Callable[[Sequence[tuple[str, Planned]]], Iterable[tuple[str, Planned]]]
 CUDA_CONTEXT_BYTES = 1 << 29  # what CUDA and its libraries keep on a GPU: about half a GiB
 
 
@@ -31,20 +32,35 @@ def estimate(planned: Planned, apart: Mapping[str, int], *, on_cuda: bool) -> di
         apart: What is taken beside tensors, such as the program itself.
         on_cuda: Whether only what is on the GPU counts, or all that the process takes.
     """
-    parts = dict(peak_of_run(planned, on_processor=not on_cuda))
-    if planned.trainer.per_layer_table is TablePlacement.host and not on_cuda:
-        rows, columns = planned.table_shape
-        parts[Part.table] = rows * columns * planned.trainer.precision.dtype.itemsize
+    parts = parts_of(planned, on_cuda=on_cuda, with_freed=not on_cuda)
     return {**apart, **{part.value: parts[part] for part in Part if part in parts}}
 
 
-def savings(planned: Planned, found: Mapping[str, int], *, on_cuda: bool) -> dict[str, int]:
-    """Settings that would take less memory, with the bytes that each alone would save, the most first."""
-    counted = {part.value for part in Part}
-    total = sum(nbytes for part, nbytes in found.items() if part in counted)
-    saved = {
-        setting: total - sum(estimate(other, {}, on_cuda=on_cuda).values()) for setting, other in alternatives(planned)
-    }
+def parts_of(planned: Planned, *, on_cuda: bool, with_freed: bool) -> dict[Part, int]:
+    """Bytes of tensors at the peak; with those that were freed and that a processor's allocator keeps, if asked for."""
+    parts = dict(peak_of_run(planned, on_processor=with_freed))
+    if planned.trainer.per_layer_table is TablePlacement.host and not on_cuda:
+        rows, columns = planned.table_shape
+        parts[Part.table] = rows * columns * planned.trainer.precision.dtype.itemsize
+    return parts
+
+
+def savings(planned: Planned, *, on_cuda: bool, shown: Shown = list) -> dict[str, int]:
+    """Settings that would take less memory, with the bytes that each alone would save, the most first.
+
+    Of tensors alone: what an allocator keeps of freed ones hangs on all that was done in this process before.
+
+    Args:
+        planned: The run.
+        on_cuda: Whether only what is on the GPU counts.
+        shown: Gives the settings one after the other, and may show how far it is.
+    """
+
+    def total(run: Planned) -> int:
+        return sum(parts_of(run, on_cuda=on_cuda, with_freed=False).values())
+
+    now, others = total(planned), list(alternatives(planned))
+    saved = {setting: now - total(other) for setting, other in shown(others)}
     return {setting: nbytes for setting, nbytes in sorted(saved.items(), key=lambda each: -each[1]) if nbytes > 0}
 
 
