@@ -55,6 +55,4 @@ def tell_what_was_checked(data: DataConfig, loader: StreamLoader, towers: Sequen
         f" it comes (data.on_bad_row={data.on_bad_row})"
     )
     if towers:
-        tell(
-            f"data: loads what takes in {' and '.join(towers)}, as rows with it may come; modalities=[text] leaves it"
-        )
+        tell(f"data: loads what takes in {' and '.join(towers)}, as rows with it may come; modalities=[text] leaves it")
