@@ -43,7 +43,7 @@ def launch_two(wishes: dict[str, Any]) -> None:
     )  # fmt: skip
 
 
-def assert_the_same_but_for_rounding(one: Path, two: Path, *, loss: float = 1e-5, later_norms: float = 5e-4) -> None:
+def assert_the_same_but_for_rounding(one: Path, two: Path, *, loss: float = 1e-5, later_norms: float = 4e-3) -> None:
     """Compare the records of two runs.
 
     Args:
@@ -56,7 +56,8 @@ def assert_the_same_but_for_rounding(one: Path, two: Path, *, loss: float = 1e-5
     for alone, together in zip(alone_records, together_records, strict=True):
         # float32 sums in another order; after a step of Adam, which magnifies the smallest gradients. One process
         # alone shows as much: with the rows of four micro-batches of two in two of four, or in eight of one, norms of
-        # its first step are 1e-6 apart, those of its second 1e-4 and 3e-4, and its third 5e-4 and 1e-3.
+        # its first step are 1e-6 apart, those of its second 1e-4 and 3e-4, and its third 5e-4 and 1e-3: a unit of a
+        # sparse layer that comes to lie on the other side of its threshold changes a gradient by more than rounding.
         assert together["loss"] == pytest.approx(alone["loss"], abs=loss)
         assert together.keys() == alone.keys()
         for exact in ("step", "epoch", "examples", "learning_rate"):
@@ -77,8 +78,8 @@ def test_two_processes_have_the_losses_of_one_with_the_doubled_batch(tmp_path: P
     assert [record["kind"] for record in read_records(tmp_path / "two" / METRICS_FILE)] == [
         "train", "validation", "validation",
     ] * 2  # fmt: skip
-    # 0 and 3e-5 were found.
-    assert_the_same_but_for_rounding(tmp_path / "one", tmp_path / "two", later_norms=1e-4)
+    # The first step was found to be the same to the last bit, losses of the second 2e-7 apart, those after it 2e-5.
+    assert_the_same_but_for_rounding(tmp_path / "one", tmp_path / "two", loss=1e-4)
 
 
 @pytest.mark.slow
@@ -96,7 +97,7 @@ def test_processes_train_towers_together_although_some_of_their_batches_hold_no_
     assert [True, False] in pairs or [False, True] in pairs
     trainer.fit()
     # Five steps of Adam. A gradient that one process kept to itself would be far off.
-    assert_the_same_but_for_rounding(tmp_path / "one", tmp_path / "two", loss=3e-4, later_norms=4e-3)
+    assert_the_same_but_for_rounding(tmp_path / "one", tmp_path / "two", loss=3e-4)
 
 
 def test_processes_that_nothing_joins_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ def test_two_processes_of_a_stream_are_one_and_either_goes_on_with_the_other(tmp
     build({"output": tmp_path / "two_then_one", "goes_on_from": tmp_path / "two", "step": 2, **one}).fit()
     for name in ("two", "one_then_two", "two_then_one"):
         # After more steps of Adam on whole weights, rounding shows: norms were found to be 6e-4 apart.
-        assert_the_same_but_for_rounding(tmp_path / "one", tmp_path / name, loss=1e-4, later_norms=4e-3)
+        assert_the_same_but_for_rounding(tmp_path / "one", tmp_path / name, loss=1e-4)
         states = [json.loads((checkpoint_at(tmp_path / run, STEPS) / STATE_FILE).read_text()) for run in ("one", name)]
         for key in ("stream", "position", "tokens", "supervised_tokens"):
             assert states[0][key] == states[1][key]
