@@ -8,7 +8,7 @@ several specs in one step and evaluation of many sizes all work on one set of we
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -181,17 +181,40 @@ class Gemma3n(nn.Module):
         self, inputs: Inputs, spec: SliceSpec | None = None, *, cache: KVCache | None = None
     ) -> tuple[Float[Tensor, "batch seq dim"], KVCache | None]:
         """Hidden states after the final norm, and the next cache; for callers that want few scores or none."""
-        config = self.config.text
         if spec is None:
-            spec = SliceSpec.full(config)
+            spec = SliceSpec.full(self.config.text)
         else:
-            spec.check(config)
+            spec.check(self.config.text)
         if inputs.documents is not None and cache is not None:
             raise InputError("inputs: rows of several documents cannot be decoded step by step; leave cache out")
-        if inputs.ids.device.type == "cpu":  # elsewhere a look at the values would stop the device's queue
-            check_ids(inputs.ids, config.vocab_size)
-        inputs = self.soft_tokens(inputs)
+        inputs = self.ready(inputs)
         return self.model.language_model(self.model.embed(inputs), inputs, spec, cache)
+
+    def hidden_of_each(
+        self, inputs: Inputs, specs: Sequence[SliceSpec], *, kept_bytes: int
+    ) -> Iterator[tuple[int, Float[Tensor, "batch seq dim"]]]:
+        """What ``hidden`` gives for each of several sub-models, with its number, to the last bit; for measuring.
+
+        Media and embeddings are computed once, and so are layers that sub-models begin with alike.
+
+        Args:
+            inputs: Token ids and which of them are real, and the media that stand among them.
+            specs: Parts of this model; the first comes first, unless another ends where it goes on.
+            kept_bytes: About how much may be kept between layers for sub-models whose turn is to come; beyond it,
+                layers are run again.
+        """
+        for spec in specs:
+            spec.check(self.config.text)
+        with torch.no_grad():  # never around a yield, where it would reach the caller
+            inputs = self.ready(inputs)
+            embedded = self.model.embed(inputs)
+        yield from self.model.language_model.forward_each(embedded, inputs, specs, kept_bytes=kept_bytes)
+
+    def ready(self, inputs: Inputs) -> Inputs:
+        """The same inputs, looked at, with soft tokens for their media."""
+        if inputs.ids.device.type == "cpu":  # elsewhere a look at the values would stop the device's queue
+            check_ids(inputs.ids, self.config.text.vocab_size)
+        return self.soft_tokens(inputs)
 
     def soft_tokens(self, inputs: Inputs) -> Inputs:
         """The same inputs with images and sound already through their towers; sub-models share the result.

@@ -22,6 +22,7 @@ from model.recompute import RecomputeConfig, TextRecompute, partly_recomputed, r
 from model.slicing.spec import SliceSpec
 from model.text.context import Context, contexts_of
 from model.text.layer import DecoderLayer
+from model.text.tree import Point, Step, tree_of, walk
 
 Produced = Mapping[int, KeyValues]  # by the layer that made them
 
@@ -75,7 +76,7 @@ class Decoder(nn.Module):
             spec: The layers and widths to compute with, checked against this decoder's config.
             cache: Keys and values of earlier tokens; the next cache is given back only if there is one.
         """
-        per_layer = self.per_layer_inputs(inputs, embedded, spec).unbind(dim=2)
+        per_layer = self.per_layer_inputs(inputs, embedded, spec.kept_layers).unbind(dim=2)
         seen = inputs.mask if cache is None else torch.cat((cache.mask, inputs.mask), dim=1)
         attention = self.attention if cache is None else AttentionKernel.dense
         contexts = contexts_of(self.config, inputs, seen, embedded.dtype, attention)
@@ -126,10 +127,46 @@ class Decoder(nn.Module):
             )
         return streams, used
 
+    def forward_each(
+        self,
+        embedded: Float[Tensor, "batch seq dim"],
+        inputs: Inputs,
+        specs: Sequence[SliceSpec],
+        *,
+        kept_bytes: int,
+    ) -> Iterator[tuple[int, Float[Tensor, "batch seq dim"]]]:
+        """Hidden states of each of several sub-models, with its number, as ``forward`` gives them to the last bit.
+
+        Layers that sub-models begin with alike are run once for all; see ``model/text/tree.py``. For measuring.
+
+        Args:
+            embedded, inputs: As of ``forward``.
+            specs: The sub-models, checked; the first comes first, unless another ends where it goes on.
+            kept_bytes: About how much may be kept between layers for sub-models whose turn is to come.
+        """
+        layers = sorted({layer for spec in specs for layer in spec.kept_layers})
+        with torch.no_grad():  # never around a yield, where it would reach the caller
+            per_layer = dict(zip(layers, self.per_layer_inputs(inputs, embedded, layers).unbind(dim=2), strict=True))
+            contexts = contexts_of(self.config, inputs, inputs.mask, embedded.dtype, self.attention)
+            start = Point(expand(embedded, self.altup_projections), {})
+
+        @torch.no_grad()
+        def run(steps: Sequence[Step], point: Point) -> Point:
+            runs = [
+                LayerRun(index, width, per_layer[index], contexts[self.config.layer_types[index]], past=None)
+                for index, width in steps
+            ]
+            return Point(*self.run_layers(runs, point.streams, point.produced))
+
+        for number, point in walk(tree_of(specs, self.config), start, run, kept_bytes=kept_bytes):
+            with torch.no_grad():
+                hidden = self.norm(collapse(point.streams, self.altup_unembed_projections))
+            yield number, hidden
+
     def per_layer_inputs(
-        self, inputs: Inputs, embedded: Float[Tensor, "batch seq dim"], spec: SliceSpec
+        self, inputs: Inputs, embedded: Float[Tensor, "batch seq dim"], kept_layers: Sequence[int]
     ) -> Float[Tensor, "batch seq layers ple"]:
-        """What each kept layer is told about each token: its block of the token's row, and a projection of it.
+        """What each of these layers is told about each token: its block of the token's row, and a projection of it.
 
         Ids beyond the table (soft tokens) read row 0, as in the reference.
         """
@@ -141,8 +178,8 @@ class Decoder(nn.Module):
             for value in (config.hidden_size**-0.5, 2**-0.5)
         )
         projected = (self.per_layer_model_projection(embedded) * scale).unflatten(-1, blocks)
-        if len(spec.kept_layers) < config.num_hidden_layers:
-            kept = torch.tensor(spec.kept_layers, device=embedded.device)
+        if len(kept_layers) < config.num_hidden_layers:
+            kept = torch.tensor(kept_layers, device=embedded.device)
             rows, projected = rows.index_select(2, kept), projected.index_select(2, kept)
         return (self.per_layer_projection_norm(projected) + rows) * share
 
