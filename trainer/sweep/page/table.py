@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page's table: a row per sub-model, columns for its sizes and for each task's figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from trainer.sweep.page.facts import Cost, Facts, Scale
+from trainer.sweep.row import Row
+
+WHISKER = (96.0, 10.0)  # width and height of the picture of an interval, in pixels
+SECONDS = Scale(title="Time", unit="seconds", factor=1, digits=1)
+MEMORY = Scale(title="Peak memory", unit="MB", factor=1e-6, digits=0)
+MMLU = Scale(title="MMLU", unit="%", factor=100, digits=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whisker:
+    """The picture of an interval around a difference: places along its width."""
+
+    zero: float
+    low: float
+    at: float
+    high: float
+    clear: bool  # zero is not within it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What stands in one place of the table."""
+
+    text: str
+    value: float | None  # what is sorted by
+    small: str = ""
+    whisker: Whisker | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of all sub-models.
+
+    Args:
+        title: What it holds.
+        unit: Of what; empty if it has none.
+        cells: In the order of the sub-models.
+        task: Place of the task that it belongs to; None for sizes.
+        extra: Whether it is shown only when its task is looked at alone.
+        opens: Whether it is the first of its group.
+    """
+
+    title: str
+    unit: str
+    cells: list[Cell]
+    task: int | None = None
+    extra: bool = False
+    opens: bool = False
+
+
+def columns(facts: Facts) -> list[Column]:
+    """All columns but the first, which holds the names."""
+    found = [layers_column(facts), *(cost_column(facts, cost) for cost in Cost)]
+    if any(row.mmlu is not None for row in facts.subs):
+        cells = [Cell(text=MMLU.text(row.mmlu), value=row.mmlu) for row in facts.subs]
+        found.append(Column(title="MMLU as published", unit="%", cells=cells))
+    for index, task in enumerate(facts.tasks):
+        found += task_columns(facts, index, task)
+    return found
+
+
+def layers_column(facts: Facts) -> Column:
+    """How many layers are kept."""
+    numbers = [len(row.spec.kept_layers) for row in facts.subs]
+    return Column(title="Layers", unit="", cells=[Cell(text=str(number), value=number) for number in numbers])
+
+
+def cost_column(facts: Facts, cost: Cost) -> Column:
+    """One of the sizes."""
+    shown = facts.scale_of_cost(cost)
+    values = [getattr(row, cost) for row in facts.subs]
+    return Column(title=shown.title, unit=shown.unit, cells=[Cell(text=shown.text(v), value=v) for v in values])
+
+
+def task_columns(facts: Facts, index: int, task: str) -> Iterator[Column]:
+    """A task's figures and what became of the parent's; then what measuring took."""
+    for place, metric in enumerate(facts.metrics(task)):
+        shown, extra = facts.scale_of(task, metric), place > 0
+        cells = [figure_cell(facts, row, task, metric, shown) for row in facts.subs]
+        yield Column(title=metric, unit=shown.unit, cells=cells, task=index, extra=extra, opens=place == 0)
+        if any((row.spec.name, task, metric) in facts.changes for row in facts.subs):
+            unit = shown.unit.replace("% of", "points of") if shown.unit.startswith("%") else shown.unit
+            yield Column(
+                title=f"Δ {metric}", unit=unit, cells=change_cells(facts, task, metric, shown), task=index, extra=extra
+            )
+    rows = [facts.found.get((row.spec.name, task)) for row in facts.subs]
+    for shown, name in ((SECONDS, "seconds"), (MEMORY, "peak_memory_bytes")):
+        values = [getattr(row, name) if row else None for row in rows]
+        cells = [Cell(text=shown.text(value), value=value) for value in values]
+        yield Column(title=shown.title, unit=shown.unit, cells=cells, task=index, extra=True)
+
+
+def figure_cell(facts: Facts, row: Row, task: str, metric: str, shown: Scale) -> Cell:
+    """A figure with its interval."""
+    figure = facts.figure(row.spec.name, task, metric)
+    if not figure:
+        return Cell(text="–", value=None)
+    return Cell(text=shown.text(figure.value), value=figure.value, small=span(shown, figure.low, figure.high))
+
+
+def change_cells(facts: Facts, task: str, metric: str, shown: Scale) -> list[Cell]:
+    """Differences from the parent, drawn to one scale."""
+    found = [facts.changes.get((row.spec.name, task, metric)) for row in facts.subs]
+    ends = [end for change in found if change for end in (change.low, change.high, 0.0) if math.isfinite(end)]
+    low, high = min(ends), max(ends)
+    width = WHISKER[0] - 10
+
+    def along(value: float) -> float:
+        return round(5 + (width * (value - low) / (high - low) if high > low else width / 2), 1)
+
+    cells: list[Cell] = []
+    for change in found:
+        if change is None:
+            cells.append(Cell(text="–", value=None))
+            continue
+        whisker = None
+        if all(math.isfinite(end) for end in (change.low, change.value, change.high)) and change.low < change.high:
+            ends = (along(0), along(change.low), along(change.value), along(change.high))
+            clear = not change.low <= 0 <= change.high
+            whisker = Whisker(zero=ends[0], low=ends[1], at=ends[2], high=ends[3], clear=clear)
+        small = span(shown, change.low, change.high, signed=True)
+        text = shown.text(change.value, signed=True)
+        cells.append(Cell(text=text, value=change.value, small=small, whisker=whisker))
+    return cells
+
+
+def span(shown: Scale, low: float, high: float, *, signed: bool = False) -> str:
+    """An interval, or nothing where there is none."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return ""
+    return f"{shown.text(low, signed=signed)} to {shown.text(high, signed=signed)}"
