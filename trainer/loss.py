@@ -36,10 +36,15 @@ ALIGNED = 64  # columns: products whose rows begin at odd addresses take half as
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Of every labelled position, in the order of the batch: its loss, and whether its label is the likeliest token."""
+    """Of every labelled position, in the order of the batch: its loss, the likeliest token and that one's probability.
+
+    ``right`` is whether the likeliest token is the label.
+    """
 
     losses: Float[Tensor, " labelled"]
     right: Bool[Tensor, " labelled"]
+    likeliest: Int[Tensor, " labelled"]
+    confidences: Float[Tensor, " labelled"]
 
 
 def linear_cross_entropy_sum(
@@ -82,13 +87,14 @@ def token_scores(
     softcap: float,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> TokenScores:
-    """The loss of every labelled position and whether greedy decoding would be right there; for measuring.
+    """The loss of every labelled position and what greedy decoding would say there, how surely; for measuring.
 
     Args: as ``linear_cross_entropy_sum``.
     """
     labelled = labels != IGNORED
     rows, answers = hidden[labelled], labels[labelled]
-    losses, right = [rows.new_empty(0, dtype=torch.float32)], [labelled.new_empty(0)]
+    losses, confidences = [rows.new_empty(0, dtype=torch.float32)], [rows.new_empty(0, dtype=torch.float32)]
+    found = [answers.new_empty(0)]
     cap = SoftCap.of(softcap, weight.dtype)
     size = BlockSize.of(len(rows), weight, chunk_bytes, whole_rows=False)
     for start in range(0, len(rows), size.rows):
@@ -100,8 +106,10 @@ def token_scores(
             likeliest = torch.where(cap.scores(top.values) > chunk.top, top.indices + block.first, likeliest)
             chunk.add(block)
         losses.append(chunk.losses())
-        right.append(likeliest == chunk.labels)
-    return TokenScores(torch.cat(losses), torch.cat(right))
+        found.append(likeliest)
+        confidences.append(1 / chunk.total())  # sums are of exp(score - top)
+    likeliest = torch.cat(found)
+    return TokenScores(torch.cat(losses), likeliest == answers, likeliest, torch.cat(confidences))
 
 
 class SummedLoss(torch.autograd.Function):

@@ -108,12 +108,13 @@ def complete(
     sampling: SamplingConfig,
     stop_ids: Collection[int],
     spec: SliceSpec | None = None,
+    unsaid: Iterable[int] = (),
 ) -> list[list[int]]:
     """The continuation of each prompt, up to and without the token that stopped it.
 
     Arguments and errors are those of ``generate``.
     """
-    steps = list(generate(model, inputs, sampling=sampling, stop_ids=stop_ids, spec=spec))
+    steps = list(generate(model, inputs, sampling=sampling, stop_ids=stop_ids, spec=spec, unsaid=unsaid))
     return [until_stop(row, stop_ids) for row in torch.stack(steps, dim=1).tolist()]
 
 
