@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How sure figures are: items are drawn anew, with replacement, and the same draws serve every sub-model of a task.
+
+A figure follows from sums over items (``trainer.evaluation.metric``), so drawing items anew is a product of counts
+with what each item adds, whatever the metric. That draws are shared makes differences between sub-models paired: what
+an item has of luck for both leaves their difference. Draws are a function of the seed and the task's name alone, and
+what is found of one sub-model does not depend on who stands beside it.
+
+Intervals are bias-corrected and accelerated (BCa): Efron, "Better bootstrap confidence intervals", JASA 82 (1987);
+Efron and Tibshirani, "An introduction to the bootstrap" (1993), chapter 14. What no bootstrap can tell is what no
+item shows: where all items are alike, as when every answer is right, intervals have no width, however few items
+there are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from jaxtyping import Float64
+
+from model.errors import ConfigError, InputError
+from trainer.evaluation.metric import Metric, Values
+
+COUNTS_BYTES = 64 << 20  # of drawn counts that are in memory at once
+NORMAL = NormalDist()
+
+
+@dataclass(kw_only=True, slots=True)
+class StatisticsConfig:
+    """How often items are drawn anew, and what intervals are to cover."""
+
+    seed: int = 0
+    num_resamples: int = 2000  # draws of all items; intervals want 1000 or more, bands over many sub-models some more
+    confidence: float = 0.95  # how often an interval is to hold the true value
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError where nothing could be said."""
+        if not 0.5 <= self.confidence < 1:
+            raise ConfigError(f"statistics: confidence is {self.confidence}; it must be 0.5 or more and below 1")
+        least = math.ceil(2 / (1 - self.confidence))
+        if self.num_resamples < least:
+            raise ConfigError(
+                f"statistics: num_resamples is {self.num_resamples}; confidence {self.confidence} takes {least} or more"
+            )
+        if self.seed < 0:
+            raise ConfigError(f"statistics: seed is {self.seed}; it must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A value and the limits of what it may be; nan where there is none."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference(Interval):
+    """What one sub-model has more than another on the same items.
+
+    ``p`` is two-sided: the largest share of chance at which an interval of this kind would still hold zero, and never
+    below one over the number of draws. It is of one comparison, and not corrected for there being others.
+    """
+
+    p: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One figure of one sub-model, and what it would have been of other items."""
+
+    value: float
+    resampled: Float64[np.ndarray, " resamples"]  # in the order of the task's draws
+    left_out: Float64[np.ndarray, " items"]  # without one item each; empty where there is one item alone
+
+    def minus(self, other: Sample) -> Sample:
+        """What this one has more on the same items; both are of one task and one seed."""
+        return Sample(
+            self.value - other.value, self.resampled - other.resampled, self.left_out - other.left_out
+        )  # fmt: skip
+
+
+def samples(
+    metrics: Sequence[Metric], found: Mapping[str, Sequence[Values]], config: StatisticsConfig, *, task: str
+) -> dict[str, dict[str, Sample]]:
+    """Every metric of every sub-model on the task's items, as they are and as they are drawn anew.
+
+    Memory is of the order of the tables (items × what they add × sub-models), besides counts of 64 MiB.
+
+    Args:
+        metrics: The task's.
+        found: What was found, by the sub-model's name; of the same items in the same order.
+        config: Draws.
+        task: The name, from which draws follow.
+
+    Returns:
+        By the metric's name and the sub-model's.
+
+    Raises:
+        InputError: There is no item, or not as many for each sub-model.
+    """
+    lengths = {name: len(items) for name, items in found.items()}
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        told = ", ".join(f"'{name}' {length}" for name, length in lengths.items()) or "no sub-model"
+        raise InputError(
+            f"task '{task}': figures want the same items for each sub-model, at least one; found {told}; measure the"
+            " task on all of them"
+        )
+    tables = {(metric.name, name): metric.table(items) for metric in metrics for name, items in found.items()}
+    sums = {key: [np.empty((0, table.shape[1]))] for key, table in tables.items()}
+    for counts in drawn(next(iter(lengths.values())), config, task=task):
+        for key, table in tables.items():
+            # Each product by itself: with more columns beside them, sums could be rounded otherwise.
+            sums[key].append(counts @ table)
+    return {
+        metric.name: {
+            name: sample_of(metric, tables[metric.name, name], np.concatenate(sums[metric.name, name]))
+            for name in found
+        } for metric in metrics
+    }  # fmt: skip
+
+
+def sample_of(
+    metric: Metric, table: Float64[np.ndarray, "items parts"], resampled: Float64[np.ndarray, "resamples parts"]
+) -> Sample:
+    """The figures of what items add, and of the sums over drawn ones."""
+    whole = table.sum(axis=0)
+    with np.errstate(all="ignore"):  # a sum in a denominator may be zero without some items
+        return Sample(
+            value=float(metric.finish(whole)),
+            resampled=np.asarray(metric.finish(resampled), dtype=np.float64),
+            left_out=np.asarray(metric.finish(whole - table), dtype=np.float64)[: 0 if len(table) == 1 else None],
+        )
+
+
+def drawn(num_items: int, config: StatisticsConfig, *, task: str) -> Iterator[Float64[np.ndarray, "some items"]]:
+    """How often each item is drawn, a row per draw of all, some rows at once."""
+    digest = hashlib.sha256(f"resampling {config.seed} {task}".encode()).digest()
+    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16])))
+    at_once = max(1, min(config.num_resamples, COUNTS_BYTES // (8 * num_items)))
+    for start in range(0, config.num_resamples, at_once):
+        counts = np.empty((min(at_once, config.num_resamples - start), num_items))
+        for row in counts:
+            row[:] = np.bincount(generator.integers(0, num_items, num_items), minlength=num_items)
+        yield counts
+
+
+def interval(sample: Sample, *, confidence: float) -> Interval:
+    """The BCa interval of a figure.
+
+    Draws in which the figure does not exist, such as a ratio over nothing, are left out.
+    """
+    low, high = limits(sample, np.array([(1 - confidence) / 2, (1 + confidence) / 2]))
+    return Interval(value=sample.value, low=low, high=high)
+
+
+def difference(one: Sample, other: Sample, *, confidence: float) -> Difference:
+    """What ``one`` has more than ``other``, paired: both are of the same draws of the same items."""
+    between = one.minus(other)
+    found = interval(between, confidence=confidence)
+    return Difference(value=found.value, low=found.low, high=found.high, p=p_of_zero(between))
+
+
+def band(curve: Sequence[Sample], *, confidence: float) -> list[Interval]:
+    """A simultaneous band: with this confidence, all points of the curve lie within it at once.
+
+    Every point has its BCa interval of one common, higher confidence: the one at which so many of the shared draws
+    lie between the percentiles at all points. Points that move together thus widen it less than others. For a single
+    point it is that point's interval. The points are taken as given: that a frontier was chosen by the same figures
+    makes its points look better than they are, and no band tells.
+    """
+    table = np.stack([sample.resampled for sample in curve], axis=1)
+    table = table[np.isfinite(table).all(axis=1)]
+    if not len(table) or len(curve) == 1:
+        return [interval(sample, confidence=confidence) for sample in curve]
+    # For each draw and point: how much of chance lies as far out, on either side; the farthest point decides.
+    tails = np.stack([tail_shares(column) for column in table.T], axis=1).min(axis=1)
+    outside = float(np.sort(tails)[math.floor((1 - confidence) * len(tails))])
+    return [interval(sample, confidence=max(confidence, 1 - min(outside, 1.0))) for sample in curve]
+
+
+def tail_shares(values: Float64[np.ndarray, " resamples"]) -> Float64[np.ndarray, " resamples"]:
+    """Twice the share of values that lie as far out as each, on its own side; it counts among them."""
+    ordered = np.sort(values)
+    not_above = np.searchsorted(ordered, values, side="right") / len(values)
+    not_below = 1 - np.searchsorted(ordered, values, side="left") / len(values)
+    return 2 * np.minimum(not_above, not_below)
+
+
+def limits(sample: Sample, shares: Float64[np.ndarray, " limits"]) -> list[float]:
+    """The values below which the true one lies with these chances, by BCa; nan where the figure has none."""
+    values = sample.resampled[np.isfinite(sample.resampled)]
+    if not len(values) or not math.isfinite(sample.value):
+        return [math.nan] * len(shares)
+    bias, acceleration = bias_of(values, sample.value), acceleration_of(sample.left_out)
+    corrected = []
+    for share in shares:
+        along = bias + NORMAL.inv_cdf(float(share))
+        squeezed = 1 - acceleration * along
+        # Beyond its pole the correction means nothing; what lies there is farther out than all draws.
+        corrected.append(NORMAL.cdf(bias + along / squeezed) if squeezed > 0 else float(along > 0))
+    return [float(limit) for limit in np.quantile(values, corrected)]
+
+
+def bias_of(values: Float64[np.ndarray, " resamples"], value: float) -> float:
+    """How far the figure is from the middle of its draws, in standard deviations of a normal; ties count half."""
+    return NORMAL.inv_cdf(share_below(values, value))
+
+
+def share_below(values: Float64[np.ndarray, " resamples"], value: float) -> float:
+    """The share of draws below a value, those at it by half, and never none or all."""
+    # What should be a tie may differ by rounding of sums in another order.
+    near = np.isclose(values, value, rtol=1e-12, atol=1e-300)
+    below = np.count_nonzero((values < value) & ~near) + np.count_nonzero(near) / 2
+    return (below + 0.5) / (len(values) + 1)
+
+
+def acceleration_of(left_out: Float64[np.ndarray, " items"]) -> float:
+    """How the figure's spread changes with its value: from its skewness when items are left out in turn."""
+    left_out = left_out[np.isfinite(left_out)]
+    if not len(left_out):
+        return 0.0
+    deviations = left_out.mean() - left_out
+    squares = float((deviations**2).sum())
+    if squares <= 1e-24 * max(1.0, float((left_out**2).sum())):
+        return 0.0  # all alike but for rounding
+    return float((deviations**3).sum()) / (6 * squares**1.5)
+
+
+def p_of_zero(sample: Sample) -> float:
+    """Two-sided: twice the chance at which a BCa limit lies at zero."""
+    values = sample.resampled[np.isfinite(sample.resampled)]
+    if not len(values) or not math.isfinite(sample.value):
+        return math.nan
+    bias, acceleration = bias_of(values, sample.value), acceleration_of(sample.left_out)
+    # The share of draws below zero is the limit's after correction; this undoes the correction.
+    beyond = NORMAL.inv_cdf(share_below(values, 0.0)) - bias
+    squeezed = 1 + acceleration * beyond
+    least = 1 / (len(values) + 1)
+    if squeezed <= 0:
+        return least
+    share = NORMAL.cdf(beyond / squeezed - bias)
+    return min(1.0, max(least, 2 * min(share, 1 - share)))
