@@ -2,8 +2,8 @@
 """Text to ids and back, by the ``tokenizer.json`` that lies beside the weights.
 
 The file is carried as bytes and written back unchanged, with the files that other libraries keep
-beside it: a slice speaks exactly its parent's language. Nothing is ever added to a text: whoever
-wants a ``<bos>`` writes it, as the chat template does.
+beside it: a slice speaks exactly its parent's language. Nothing is added to a text, but by ``encode_marked``:
+whoever wants a ``<bos>`` writes it, as the chat template does.
 """
 
 from __future__ import annotations
@@ -116,6 +116,10 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of ``text``; the text of a special token becomes its id, and nothing is added."""
         return self._backend.encode(text, add_special_tokens=False).ids
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Like ``encode``, with what ``tokenizer.json`` itself puts around a text, such as Gemma's ``<bos>``."""
+        return self._backend.encode(text).ids
 
     def encode_spans(self, text: str) -> Encoded:
         """Like ``encode``, with the characters of ``text`` that each id stands for.
