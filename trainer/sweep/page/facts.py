@@ -31,7 +31,7 @@ class Cost(StrEnum):
     flops_per_token = "flops_per_token"
 
     @property
-    def title(self) -> str:
+    def heading(self) -> str:
         """For people."""
         return {
             "effective_parameters": "Effective parameters",
@@ -180,7 +180,7 @@ class Facts:
             Cost.flops_per_token: f"{prefix}FLOPs per token",
         }.get(cost, SHORT_SCALE[prefix])
         digits = 0 if size == 1 else max(0, 2 - math.floor(math.log10(max(largest / size, 1))))
-        return Scale(title=cost.title, unit=unit, factor=1 / size, digits=digits)
+        return Scale(title=cost.heading, unit=unit, factor=1 / size, digits=digits)
 
     def frontier(self, task: str, metric: str, cost: Cost) -> list[str]:
         """Names of the sub-models that no other beats at its cost, the cheapest first."""

@@ -60,26 +60,30 @@ class Column:
 
 def columns(facts: Facts) -> list[Column]:
     """All columns but the first, which holds the names."""
-    found = [layers_column(facts), *(cost_column(facts, cost) for cost in Cost)]
+    main, *others = Cost
+    found = [layers_column(facts), cost_column(facts, main)]
+    for index, task in enumerate(facts.tasks):
+        found += task_columns(facts, index, task)
+    found += [cost_column(facts, cost, opens=place == 0) for place, cost in enumerate(others)]
     if any(row.mmlu is not None for row in facts.subs):
         cells = [Cell(text=MMLU.text(row.mmlu), value=row.mmlu) for row in facts.subs]
         found.append(Column(title="MMLU as published", unit="%", cells=cells))
-    for index, task in enumerate(facts.tasks):
-        found += task_columns(facts, index, task)
     return found
 
 
 def layers_column(facts: Facts) -> Column:
     """How many layers are kept."""
     numbers = [len(row.spec.kept_layers) for row in facts.subs]
-    return Column(title="Layers", unit="", cells=[Cell(text=str(number), value=number) for number in numbers])
+    cells = [Cell(text=str(number), value=number) for number in numbers]
+    return Column(title="Layers", unit="kept", cells=cells, opens=True)
 
 
-def cost_column(facts: Facts, cost: Cost) -> Column:
+def cost_column(facts: Facts, cost: Cost, *, opens: bool = False) -> Column:
     """One of the sizes."""
     shown = facts.scale_of_cost(cost)
     values = [getattr(row, cost) for row in facts.subs]
-    return Column(title=shown.title, unit=shown.unit, cells=[Cell(text=shown.text(v), value=v) for v in values])
+    cells = [Cell(text=shown.text(value), value=value) for value in values]
+    return Column(title=shown.title, unit=shown.unit, cells=cells, opens=opens)
 
 
 def task_columns(facts: Facts, index: int, task: str) -> Iterator[Column]:
