@@ -32,7 +32,8 @@ from recipes.demo_data import ATTRIBUTION_FILE, Amounts, prepare
 from recipes.evaluate import EvaluateRecipe, measure
 from recipes.generate import GenerateRecipe
 from recipes.generate import run as answer
-from recipes.program import quote, quote_free_text, start
+from recipes.program import start
+from recipes.quoting import quote, quote_free_text
 from recipes.schema import register_schema
 from recipes.slice import SliceRecipe
 from recipes.slice import run as cut

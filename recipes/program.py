@@ -7,7 +7,6 @@ that goes wrong is ours, and comes with its traceback.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import signal
@@ -16,13 +15,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -38,7 +34,8 @@ from recipes.jobs import (
     refuse_launcher,
     run_elsewhere,
 )
-from recipes.schema import kinds_of, register_schema
+from recipes.quoting import is_override, is_sweep, quote_free_text, refuse_repeated
+from recipes.schema import register_schema
 from recipes.wording import FROM_DISK, REFUSALS, check_keys, explain, explain_missing, explain_override
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -46,15 +43,6 @@ REFUSED = 2  # exit status
 CLOSED = 141  # as of shells: a closed pipe
 SEVERAL_PROCESSES = "LOCAL_RANK"  # what launchers of distributed runs set
 SWEEPING = {"--multirun", "-m"}
-MISSING = "???"  # how OmegaConf writes that a value must be given
-FREE_TEXT = ("prompt", "system")  # keys whose value is meant to the letter
-IN_A_SLICE = ("row", "csv")  # keys within a slice whose value is a name or a file
-FILES = ("image", "audio")  # keys whose value is a file name, or a list of them
-# Texts that are places, beside all values of type Path: of one, and of a list of them
-PLACE, PLACES = ("checkpoint",), ("files", "data.train", "data.validation", "vocabulary.corpus")
-# One of a list: in quotes as Hydra has them, or as it is up to a comma, unless that is written \,
-IN_A_LIST = re.compile(r"""\s*("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|(?:\\,|[^,])*?)\s*(?:,|\Z)""", re.DOTALL)
-
 Complete = Callable[[DictConfig, Sequence[str]], DictConfig]
 ESCAPED = re.compile(r"\\([\\()\[\]{}:=, \t])")  # the characters with a meaning in Hydra's grammar
 
@@ -222,95 +210,3 @@ def command_line(name: str, arguments: Sequence[str], schema: type) -> Iterator[
 def is_swept(arguments: Sequence[str]) -> bool:
     """Whether a command line asks for several jobs."""
     return not SWEEPING.isdisjoint(arguments)
-
-
-def is_override(word: str) -> bool:
-    """Whether a word of the command line is a value, and no flag or flag's argument."""
-    return not word.startswith("-") and ("=" in word or word.startswith("~"))
-
-
-def quote_free_text(argument: str, schema: type | None = None, *, swept: bool = False) -> str:
-    """Spare the user Hydra's grammar where any character may be part of the value.
-
-    Args:
-        argument: A word of the command line.
-        schema: What the recipe can be told, which says where places are; None: of them nothing is known.
-        swept: Whether a value may be several, one for each job.
-    """
-    key, equals, value = argument.partition("=")
-    if key.partition(".")[0] in ("slice", "sizes") and key.rpartition(".")[2] in IN_A_SLICE and value[:1] not in "'\"":
-        return f"{key}={quote(value)}" if equals and value not in ("", "null") else argument
-    if schema is not None and key.lstrip("+") in places(schema):
-        is_several = swept and is_sweep(argument)
-        return argument if is_several or not equals else f"{key}={quote_place(value, key.lstrip('+'))}"
-    if key not in (*FREE_TEXT, *FILES) or not equals or value == "null":
-        return argument
-    if key in FILES and value.startswith("[") and value.endswith("]"):
-        return f"{key}=[{','.join(quoted_items(value[1:-1]))}]"
-    return f"{key}={quote(value)}"
-
-
-def places(schema: type, *, within: str = "") -> Iterator[str]:
-    """The keys of a recipe whose value is the place of a file or a directory, or a list of places."""
-    for known, hint in get_type_hints(schema).items():
-        key, kinds = f"{within}{known}", list(kinds_of(hint))
-        if Path in kinds or key in (*PLACE, *PLACES):
-            yield key
-        if not within and get_origin(hint) is not dict:
-            for part in (kind for kind in kinds if dataclasses.is_dataclass(kind)):
-                yield from places(part, within=f"{key}.")
-
-
-def quote_place(value: str, key: str) -> str:
-    """A place as Hydra's command line takes it: to the letter, but for references to other values (``${…}``)."""
-    if key in PLACES:
-        if not (value.startswith("[") and value.endswith("]")):
-            return value  # no list, which is told later
-        return f"[{','.join(quoted_items(value[1:-1], references=True))}]"
-    is_quoted = value[:1] in ("'", '"') and value[-1:] == value[:1] != value
-    return value if is_quoted or value in ("", "null", MISSING) else quote(at_home(value), references=True)
-
-
-def at_home(place: str) -> str:
-    """A place in the user's home by its full name: not every shell says it where it stands behind ``=``."""
-    return os.path.expanduser(place) if place.startswith("~/") else place
-
-
-def is_sweep(argument: str) -> bool:
-    """Whether Hydra takes a value for several."""
-    try:
-        return OverridesParser.create().parse_override(argument).is_sweep_override()
-    except HydraException:  # as it stands it is no value at all
-        return False
-
-
-def quoted_items(written: str, *, references: bool = False) -> Iterator[str]:
-    """What stands between commas, each as Hydra's command line takes it; as ``quote``."""
-    at = 0
-    while at < len(written):
-        found = IN_A_LIST.match(written, at)
-        assert found is not None, "anything matches up to a comma or the end"
-        item, at = found[1], found.end()
-        if item[:1] in ("'", '"') and item[-1:] == item[:1] != item:
-            yield item
-        else:
-            item = item.replace("\\,", ",")
-            yield quote(at_home(item), references=True) if references else quote(item)
-
-
-def refuse_repeated(arguments: Sequence[str]) -> None:
-    """Raise ConfigError if files are given twice, of which Hydra would take the last ones without a word."""
-    for key in FILES:
-        given = [word.removeprefix(f"{key}=") for word in arguments if word.startswith(f"{key}=")]
-        if len(given) > 1:
-            items = [value[1:-1] if value.startswith("[") and value.endswith("]") else value for value in given]
-            raise ConfigError(f"{key} is given {len(given)} times; give several files as {key}=[{','.join(items)}]")
-
-
-def quote(value: str, *, references: bool = False) -> str:
-    """A text as Hydra's command line takes it, to the letter; or with ``references`` to other values left in it."""
-    # In Hydra's quotes a backslash counts only before a quote or the end; ${ would be a reference.
-    if not references:
-        value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
-    value = re.sub(r'(\\*)("|\Z)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), value)
-    return f'"{value}"'

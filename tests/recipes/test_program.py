@@ -27,7 +27,8 @@ from model.errors import ConfigError
 from recipes.cli import RECIPES, main, schema_of, spoken
 from recipes.evaluate import EvaluateRecipe
 from recipes.plan import PlanRecipe
-from recipes.program import places, quote_free_text, start
+from recipes.program import start
+from recipes.quoting import places, quote_free_text
 from recipes.schema import choices
 from recipes.slice import SliceRecipe
 from recipes.train import TrainRecipe
