@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from model.errors import CheckpointError
 from trainer.config import FREE_TO_CHANGE, ROUNDING, TrainerConfig
-from trainer.runtime import is_sharded
+from trainer.runtime import is_sharded, zero_stage
 from trainer.state import TrainState
 
 ABSENT = "nothing"  # said of a key that one of two identities has not
@@ -69,6 +69,7 @@ def surroundings_of(config: TrainerConfig, accelerator: Accelerator) -> dict[str
         "threads": None if on_cuda else torch.get_num_threads(),
         "processes": accelerator.num_processes,
         "divided up": is_sharded(),
+        "DeepSpeed's ZeRO stage": zero_stage(),
         "torch": torch.__version__,
     }
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -29,13 +28,14 @@ from trainer.data.supervise import TokenRow
 from trainer.divergence import Divergence
 from trainer.elastic import SliceSampler
 from trainer.evaluation.held_out import Score, score_batches, total
+from trainer.gradients import Gradients, PlainGradients
 from trainer.metrics import Clock, Record, StepFigures, Window
 from trainer.optimizers.groups import set_learning_rate
 from trainer.reach import Reach, media_of_rows
 from trainer.results import write_results
-from trainer.runtime import is_resharded_after_forward, is_sharded, rows_per_step
+from trainer.runtime import is_resharded_after_forward, is_sharded, is_zero, rows_per_step
 from trainer.schedule import Schedule
-from trainer.sharding import Sharding, shard, whole_tensor
+from trainer.sharding import Sharding, shard
 from trainer.sinks import Sink
 from trainer.soft_tokens import SharedTowers
 from trainer.state import TrainState
@@ -44,6 +44,8 @@ from trainer.stopping import Ending, Requests
 from trainer.timing import is_due, is_evaluated, lacks_evaluation, why_end
 from trainer.trained import Trained
 from trainer.weights import Weights
+from trainer.zero import Zero, divide_states
+from trainer.zero_config import zero_config
 
 
 @dataclass(kw_only=True)
@@ -82,10 +84,13 @@ class Trainer:
     requests: Requests = field(default_factory=Requests, init=False)
     ending: Ending | None = field(default=None, init=False)  # why the run came to an end for now
     sharding: Sharding | None = field(default=None, init=False)  # how the model is divided up, if it is
+    zero: Zero | None = field(default=None, init=False)  # how the optimizer's states alone are divided up, if they are
+    gradients: Gradients = field(init=False)
     trained: Trained = field(init=False)
     reach: Reach = field(init=False)
 
     def __post_init__(self) -> None:
+        self.gradients = PlainGradients(self.accelerator, self.optimizer)
         process, table = self.accelerator.process_index, base_of(self.model).per_layer_table
         self.batches = Ahead(
             lambda position: with_table_rows(self.loader.batch(position, process=process), table),
@@ -104,9 +109,10 @@ class Trainer:
             KeyboardInterrupt: SIGINT came once more.
         """
         try:
-            prepared = self.prepared().train()
+            prepared = self.prepared()
+            prepared.train()
             self.trained = self.all_that_is_trained()
-            self.reach = Reach(self.trained.parameters)
+            self.reach = Reach(self.trained.parameters, self.gradients.has)
             state = self.run.load(self.trained)
             self.loader.go_on_from(state.stream)
             if self.save_first and self.run.found is None:
@@ -126,11 +132,19 @@ class Trainer:
         return state
 
     def prepared(self) -> nn.Module:
-        """The model and its loss, with the first process's weights: whole in every process or, by FSDP2, divided up."""
+        """The model and its loss, with the first process's weights: whole in every process or, by FSDP2, divided up.
+
+        By DeepSpeed's ZeRO, models are whole, and the optimizer's states divided up.
+        """
         loss, device = SupervisedLoss(self.model, chunk_bytes=self.config.loss_chunk_bytes), self.accelerator.device
         if is_sharded():
             self.sharding = shard(loss, self.optimizer, device, reshard_after_forward=is_resharded_after_forward())
+            self.gradients = PlainGradients(self.accelerator, self.optimizer, self.sharding)
             return loss
+        if is_zero():
+            told = zero_config(self.config, self.accelerator.num_processes)
+            self.gradients = self.zero = divide_states(loss, self.optimizer, device, told)
+            return self.zero.engine
         return self.accelerator.prepare(loss.to(device))
 
     def all_that_is_trained(self) -> Trained:
@@ -139,7 +153,7 @@ class Trainer:
         average = None if self.config.average.decay is None else Average(parameters, self.config.average)
         return Trained(
             weights=self.weights, optimizer=self.optimizer, parameters=parameters, average=average,
-            sharding=self.sharding,
+            sharding=self.sharding, zero=self.zero,
         )  # fmt: skip
 
     def advance_to_the_end(self, prepared: nn.Module, state: TrainState) -> None:
@@ -186,8 +200,7 @@ class Trainer:
         norm = self.clip(state, specs, sums)
         learning_rate = self.schedule.at(state.step)
         set_learning_rate(self.optimizer, learning_rate)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.gradients.step()
         state.step += 1
         state.position += self.rows_per_step
         state.stream = self.loader.state_at(state.position)
@@ -253,11 +266,9 @@ class Trainer:
             encoded = batch if self.towers is None else self.towers.encode(batch)
             for index, spec in enumerate(specs):
                 last = number == len(batches) and index == len(specs) - 1
-                # Shares exchange gradients every time: whole ones are large, and layers skipped last would keep them.
-                with contextlib.nullcontext() if last or self.sharding else self.accelerator.no_sync(prepared):
+                with self.gradients.passing(prepared, last=last):
                     loss_sum = prepared(encoded.inputs, encoded.labels, spec)
-                    # Not Accelerate's: it divides by a number of micro-batches it takes from the environment.
-                    (loss_sum * scale).backward()
+                    self.gradients.backward(loss_sum * scale)
                 losses.append(loss_sum.detach())
         # Looked at once, when all work is under way: each look waits for the device.
         return torch.stack(losses).float().cpu().double().view(len(batches), len(specs))
@@ -281,19 +292,17 @@ class Trainer:
 
     def clip(self, state: TrainState, specs: Sequence[SliceSpec], sums: Sequence[float]) -> float:
         """Scale the gradient down to the largest norm allowed; return the norm it had."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = whole_tensor(nn.utils.get_total_norm([p.grad for p in parameters]))
+        norm = self.gradients.norm()
         # Before clipping: scaling by a norm that is not finite would spoil every gradient, and hide the culprit.
         if not math.isfinite(norm.item()):
-            named = [(n, whole_tensor(p.grad)) for n, p in self.model.named_parameters() if p.grad is not None]
-            names = [name for name, gradient in named if not gradient.isfinite().all()]
+            names = self.gradients.not_finite(dict(self.model.named_parameters()))
             rows = [row.where for row in self.rows_of_step(state.position)]
             self.diverge(Divergence(
                 step=state.step + 1, specs=[spec.name for spec in specs], loss_sums=list(sums),
                 gradient_norm=norm.item(), parameters=names, rows=rows,
             ))  # fmt: skip
         if self.config.max_grad_norm is not None:
-            nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, norm)
+            self.gradients.clip(norm, self.config.max_grad_norm)
         return norm.item()
 
     def diverge(self, found: Divergence) -> None:

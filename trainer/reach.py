@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
@@ -26,10 +26,12 @@ class Reach:
 
     Args:
         parameters: What is trained, by its name in the model.
+        has_gradient: Whether one of them has a gradient.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], has_gradient: Callable[[nn.Parameter], bool]) -> None:
         self.waiting = dict(parameters)
+        self.has_gradient = has_gradient
         self.steps = 0
 
     def check(self, batches: Sequence[Batch], specs: Sequence[SliceSpec]) -> None:
@@ -44,7 +46,7 @@ class Reach:
         if not self.waiting or self.steps == CHECKED_STEPS:
             return
         self.steps += 1
-        self.waiting = {name: own for name, own in self.waiting.items() if own.grad is None}
+        self.waiting = {name: own for name, own in self.waiting.items() if not self.has_gradient(own)}
         layers = {layer for spec in specs for layer in spec.kept_layers}
         media = media_of(batches)
         if missed := [name for name in self.waiting if is_used(name, layers, media)]:

@@ -8,7 +8,9 @@ single process whatever number it is given.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
@@ -17,20 +19,13 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from model.errors import ConfigError
 from trainer.config import Device, TrainerConfig
 from trainer.optimizers.config import OptimizerName
+from trainer.zero_config import USING_ZERO, ZERO, asked_of_zero, zero_config
 
-# What the loop is written for: a whole model in every process, or one that FSDP2 divides up, which is ours to do.
+# What the loop is written for: a whole model in every process, or one that FSDP2 divides up. Dividing is ours to do,
+# and so is having DeepSpeed do it, of which Accelerate is told nothing.
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.FSDP)
 SHARDING = "ACCELERATE_USE_FSDP"
-REWRITING = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_USE_PARALLELISM_CONFIG")
-# Why not, and what does the same. DeepSpeed's ZeRO puts flat float32 copies of what is trained in the place of the
-# optimizer's parameters, in shares: optimizers see no tensors, weights of bfloat16 are trained otherwise than without
-# it, layers that a step skips move with the rest, and the optimizer's state is one of so many processes.
-INSTEAD = {
-    "ACCELERATE_USE_DEEPSPEED": (
-        "what its ZeRO divides up among processes, FSDP2 does: weights, gradients and the optimizer's states; in the"
-        " place of its offloading take trainer.per_layer_table=host, optim.name=adamw_bf16_states or more processes. "
-    ),
-}
+REWRITING = ("ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_USE_PARALLELISM_CONFIG")
 COMPILING = "ACCELERATE_DYNAMO_BACKEND"
 # What else of FSDP the environment may ask for, and is not done by those means.
 NOT_OF_SHARDING = {
@@ -57,14 +52,18 @@ def start(config: TrainerConfig, *, may_leave_unused: bool) -> Accelerator:
             launcher or its environment variables, to do what this loop is not written for.
     """
     refuse_environment()
+    if is_zero():
+        refuse_unused(may_leave_unused=may_leave_unused)
+        zero_config(config, num_launched())
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    accelerator = Accelerator(
-        mixed_precision="no",  # weights have the dtype they are to be computed in; see TrainerConfig
-        # Said outright where there is nothing else: left to itself, Accelerate would not join such processes.
-        cpu=config.device is Device.cpu or not torch.accelerator.is_available(),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=may_leave_unused)],
-    )
+    with unsaid(USING_ZERO):
+        accelerator = Accelerator(
+            mixed_precision="no",  # weights have the dtype they are to be computed in; see TrainerConfig
+            # Said outright where there is nothing else: left to itself, Accelerate would not join such processes.
+            cpu=config.device is Device.cpu or not torch.accelerator.is_available(),
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=may_leave_unused)],
+        )
     if accelerator.distributed_type not in SUPPORTED:
         raise ConfigError(
             f"Accelerate is set up for {accelerator.distributed_type.value}, which does not train here: launch with"
@@ -88,11 +87,13 @@ def refuse_environment() -> None:
     for name in REWRITING:
         if is_set(name):
             raise ConfigError(
-                f"the environment has {name}={os.environ[name]}, which does not train here: {INSTEAD.get(name, '')}"
-                "Launch with --config_file conf/accelerate/fsdp2.yaml ('accelerate launch --use_fsdp --fsdp_version 2')"
-                " for a model that is divided up among processes, or with conf/accelerate/ddp.yaml ('accelerate launch"
-                " --multi_gpu') for a whole one in each"
+                f"the environment has {name}={os.environ[name]}, which does not train here: launch with --config_file"
+                " conf/accelerate/fsdp2.yaml ('accelerate launch --use_fsdp --fsdp_version 2') for a model that is"
+                " divided up among processes, or with conf/accelerate/ddp.yaml ('accelerate launch --multi_gpu') for a"
+                " whole one in each"
             )
+    if is_zero():
+        asked_of_zero()
     if is_sharded():
         if (version := os.environ.get("FSDP_VERSION", "1")) != "2":
             raise ConfigError(
@@ -110,6 +111,17 @@ def refuse_environment() -> None:
         )
 
 
+@contextlib.contextmanager
+def unsaid(name: str) -> Iterator[None]:
+    """Keep a variable of the environment from Accelerate, which then joins processes as it does for whole models."""
+    value = os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[name] = value
+
+
 def is_set(name: str) -> bool:
     """Whether a variable of the environment says yes."""
     return os.environ.get(name, "false").lower() in ("true", "1")
@@ -120,18 +132,45 @@ def is_sharded() -> bool:
     return is_set(SHARDING)
 
 
+def is_zero() -> bool:
+    """Whether the optimizer's states are divided up among processes by DeepSpeed, as their launcher says."""
+    return is_set(USING_ZERO)
+
+
+def zero_stage() -> int:
+    """Which stage of ZeRO divides the optimizer's states up, 0 where none does."""
+    return asked_of_zero()[ZERO]["stage"] if is_zero() else 0
+
+
 def is_resharded_after_forward() -> bool:
     """Whether a layer that is divided up is so again as soon as it has run, as the launcher says."""
     return os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() not in ("false", "0")
 
 
 def refuse_undivided(optimizer: OptimizerName) -> None:
-    """Raise ConfigError if the model is divided up and the optimizer cannot be; known before weights are read."""
+    """Raise ConfigError if something is divided up and the optimizer cannot be; known before weights are read."""
+    if is_zero() and optimizer is not OptimizerName.adamw:
+        raise ConfigError(
+            f"optim.name is {optimizer}, which has to see tensors, and DeepSpeed's ZeRO shows its optimizer none"
+            f" ({USING_ZERO}); set optim.name={OptimizerName.adamw}, or launch with --config_file"
+            " conf/accelerate/fsdp2.yaml or ddp.yaml"
+        )
     if is_sharded() and optimizer in UNDIVIDED:
         allowed = ", ".join(name for name in OptimizerName if name not in UNDIVIDED)
         raise ConfigError(
             f"optim.name is {optimizer}, which does not work on parameters that are divided up among processes"
             f" ({SHARDING}); with FSDP2 choose one of {allowed}, or launch with 'accelerate launch --multi_gpu'"
+        )
+
+
+def refuse_unused(*, may_leave_unused: bool) -> None:
+    """Raise ConfigError if what is trained may be left out of a step, and DeepSpeed would move it all the same."""
+    if may_leave_unused:
+        raise ConfigError(
+            f"the environment has {USING_ZERO}=true, but what is trained may be without a gradient in a step: layers"
+            " that a sub-model of sizes skips, or towers and embedders without media. DeepSpeed's ZeRO would move it"
+            " all the same, or wait for it: train sub-models with all layers (narrower ones do), leave towers and"
+            " embedders out (freeze, adapter.targets), or launch with --config_file conf/accelerate/fsdp2.yaml"
         )
 
 

@@ -22,6 +22,7 @@ from model.errors import CheckpointError
 from trainer.average import Average
 from trainer.sharding import Sharding, gathered, share_of, shared_state
 from trainer.weights import Weights, copy_into
+from trainer.zero import Zero
 
 WEIGHTS, OPTIMIZER_FILE, AVERAGE_FILE = "weights", "optimizer.pt", "average.pt"
 
@@ -33,6 +34,7 @@ class Trained:
     Args:
         parameters: What the optimizer moves, by name.
         sharding: How the model is divided up; None where every process has all of it.
+        zero: How the optimizer's states alone are divided up; None where they are not.
     """
 
     weights: Weights
@@ -40,6 +42,7 @@ class Trained:
     parameters: Mapping[str, nn.Parameter]
     average: Average | None
     sharding: Sharding | None = None
+    zero: Zero | None = None
 
     def save(self, directory: Path, *, written: bool = True) -> None:
         """Write all of it into a directory in which an empty ``weights`` is; called by every process.
@@ -51,10 +54,10 @@ class Trained:
         Raises:
             OSError: It cannot be written.
         """
-        if self.sharding is None and not written:
+        if self.sharding is None and self.zero is None and not written:
             return
         # All that processes do together comes first: one that cannot write must not keep the others waiting.
-        states = self.optimizer.state_dict()
+        states = self.optimizer.state_dict() if self.zero is None else self.zero.state_dict(kept=written)
         average: dict[str, Any] | None = None
         if self.average is not None:
             own = {name: parameter.detach() for name, parameter in self.parameters.items()}
@@ -73,8 +76,7 @@ class Trained:
         """Put everything back to what it was when ``save`` was called."""
         with self.whole(kept=True, changed=True):
             self.weights.load(directory / WEIGHTS)
-        states = read_tensors(directory / OPTIMIZER_FILE)
-        self.optimizer.load_state_dict(states if self.sharding is None else shared_state(self.optimizer, states))
+        self.load_states(read_tensors(directory / OPTIMIZER_FILE))
         if self.average is not None:
             stored = read_tensors(directory / AVERAGE_FILE)
             if differing := stored["trained"].keys() ^ self.parameters.keys():
@@ -85,6 +87,15 @@ class Trained:
             copy_into({name: own.detach() for name, own in self.parameters.items()}, self.shares(stored["trained"]))
             averages = self.shares(stored["average"]["averages"])
             self.average.load_state_dict({**stored["average"], "averages": averages})
+        if self.zero is not None:
+            self.zero.follow_weights()
+
+    def load_states(self, states: dict[str, Any]) -> None:
+        """Put the optimizer's whole state back to where its shares belong."""
+        if self.zero is not None:
+            self.zero.load_state_dict(states)
+        else:
+            self.optimizer.load_state_dict(states if self.sharding is None else shared_state(self.optimizer, states))
 
     def shares(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Whole tensors as the parameters of their names are: divided up, or not."""

@@ -6,7 +6,9 @@ accelerate launch … -m tests.trainer.process_runs '[{"output": "…", "sharded
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -19,6 +21,7 @@ import torch
 import tests.torchvision_operators  # noqa: F401 - before peft, which imports it by way of transformers
 from model.adapter.lora import AdapterConfig
 from model.adapter.targets import TargetSet
+from model.errors import DivergenceError
 from model.freezing import Part
 from model.recompute import RecomputeConfig
 from tests.trainer.parts import Hook, elastic, media_trainer, tiny_trainer, trainer_config
@@ -29,6 +32,7 @@ from trainer.loop import Trainer
 from trainer.retention import CHECKPOINTS, checkpoint_at
 from trainer.runtime import SHARDING
 from trainer.sinks import METRICS_FILE, read_records
+from trainer.zero_config import USING_ZERO
 
 ENDING_FILE = "ending_{}.txt"
 
@@ -36,12 +40,20 @@ ENDING_FILE = "ending_{}.txt"
 def build(wishes: dict[str, Any]) -> Trainer:
     """A run as it is wished for.
 
-    ``sharded``: by FSDP2; ``goes_on_from``: the directory of a run to go on with, a copy of it, after ``step``;
-    ``asked_to_stop``: the process that is sent SIGTERM after the first step; ``stream``: the file that rows are read
-    from while it trains.
+    ``sharded``: by FSDP2; ``zero``: by DeepSpeed's ZeRO, this stage of it, ``offloaded`` to this device;
+    ``goes_on_from``: the directory of a run to go on with, a copy of it, after ``step``; ``asked_to_stop``: the process
+    that is sent SIGTERM after the first step; ``stream``: the file that rows are read from while it trains.
     """
     wishes = dict(wishes)
     os.environ[SHARDING], os.environ["FSDP_VERSION"] = str(wishes.pop("sharded", False)).lower(), "2"
+    stage, offloaded = wishes.pop("zero", None), wishes.pop("offloaded", "none")
+    os.environ[USING_ZERO] = str(stage is not None).lower()
+    if stage is not None:
+        os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"] = str(stage)
+        os.environ["ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"] = offloaded
+        # It would be compiled for half a minute by each process, to add up what is not added up in training.
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        vars(importlib.import_module("deepspeed.comm.torch"))["build_shm_op"] = lambda: None
     output = Path(wishes.pop("output"))
     if (source := wishes.pop("goes_on_from", None)) is not None:
         wishes["resume"] = True
@@ -77,11 +89,34 @@ def copy_until(source: Path, target: Path, *, step: int) -> None:
 
 def main(runs: list[dict[str, Any]]) -> None:
     torch.set_num_threads(1)
-    for wishes in runs:
-        trainer = build(wishes)
+    for wishes in runs:  # ``spoiled``: the process that has an infinite gradient
+        trainer = build({key: value for key, value in wishes.items() if key != "spoiled"})
+        process = trainer.accelerator.process_index
+        if "spoiled" in wishes:
+            ending = spoil(trainer, here=process == wishes["spoiled"])
+        else:
+            trainer.fit()
+            ending = str(trainer.ending)
+        (trainer.run.directory / ENDING_FILE.format(process)).write_text(ending, encoding="utf-8")
+
+
+def spoil(trainer: Trainer, *, here: bool) -> str:
+    """Have an infinite gradient after the first step, if it is in this process; tell how training ends with it."""
+    before: dict[str, torch.Tensor] = {}
+    first = next(own for own in trainer.model.parameters() if own.requires_grad)
+
+    def go_wrong() -> None:
+        before.update({name: own.detach().clone() for name, own in trainer.model.named_parameters()})
+        if here:
+            first.register_hook(lambda gradient: gradient * math.inf)
+
+    trainer.sinks = [*trainer.sinks, Hook(1, go_wrong)]
+    try:
         trainer.fit()
-        process, ending = trainer.accelerator.process_index, trainer.ending
-        (trainer.run.directory / ENDING_FILE.format(process)).write_text(str(ending), encoding="utf-8")
+    except DivergenceError as error:
+        same = all(torch.equal(own, before[name]) for name, own in trainer.model.named_parameters())
+        return f"{error}\nweights: {'as they were' if same else 'changed'}"
+    return "nothing went wrong"
 
 
 if __name__ == "__main__":

@@ -122,7 +122,6 @@ def test_accumulation_in_the_environment_does_not_change_the_gradient(
 @pytest.mark.parametrize(
     ("name", "value", "instead"),
     [
-        ("ACCELERATE_USE_DEEPSPEED", "true", "FSDP2 does.*conf/accelerate/fsdp2.yaml"),
         ("ACCELERATE_USE_MEGATRON_LM", "true", "conf/accelerate/ddp.yaml"),
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "--dynamo_backend no"),
     ],

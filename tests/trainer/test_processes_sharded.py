@@ -227,6 +227,6 @@ def test_optimizers_that_cannot_be_divided_are_refused(monkeypatch: pytest.Monke
 def test_config_files_are_of_what_trains_here() -> None:
     kinds = {path.name: yaml.safe_load(path.read_text()) for path in CONFIG_FILES.glob("*.yaml")}
     assert {name: kind["distributed_type"] for name, kind in kinds.items()} == {
-        "ddp.yaml": "MULTI_GPU", "fsdp2.yaml": "FSDP",
+        "ddp.yaml": "MULTI_GPU", "deepspeed.yaml": "DEEPSPEED", "fsdp2.yaml": "FSDP",
     }  # fmt: skip
     assert kinds["fsdp2.yaml"]["fsdp_config"]["fsdp_version"] == 2
