@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An answer beside the accepted ones: the same words, so many edits apart, so much in common.
+
+Word and character errors are counted by jiwer, ROUGE-L by rouge-score; both are imported where they are needed. Of
+several accepted answers the one that fits best counts.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from types import MappingProxyType
+from typing import Any
+
+from trainer.evaluation.metric import Metric, ratio
+from trainer.evaluation.task_config import MetricName
+from trainer.evaluation.vqa import MOST_AGREEING, plain_by_vqa, vqa_accuracy
+
+Form = Callable[[str], str]  # what a text is made to before it is compared
+APOSTROPHES = "'\u2019\u02bc"
+IN_NUMBERS = ".,:"
+WORD = re.compile(r"[^\W_]+")
+
+
+def as_written(text: str) -> str:
+    """The text with single spaces, and nothing else changed."""
+    return " ".join(text.split())
+
+
+def plain(text: str) -> str:
+    """The text in lower case, without punctuation but inside numbers, with single spaces.
+
+    Apostrophes go without a trace, other punctuation leaves a space.
+    """
+    text = unicodedata.normalize("NFKC", text).casefold()
+    kept = []
+    for place, letter in enumerate(text):
+        if letter in APOSTROPHES:
+            continue
+        between_digits = 0 < place < len(text) - 1 and text[place - 1].isdigit() and text[place + 1].isdigit()
+        is_kept = not unicodedata.category(letter).startswith("P") or (letter in IN_NUMBERS and between_digits)
+        kept.append(letter if is_kept else " ")
+    return as_written("".join(kept))
+
+
+def exact_match(answer: str, accepted: Sequence[str], form: Form) -> int:
+    """Whether it is one of them."""
+    return int(form(answer) in map(form, accepted))
+
+
+def vqa_match(answer: str, accepted: Sequence[str], form: Form) -> int:  # noqa: ARG001 (it has rules of its own)
+    """Whether it is one of them by the rules of the VQA challenge."""
+    return int(plain_by_vqa(answer) in map(plain_by_vqa, accepted))
+
+
+def vqa_share(answer: str, accepted: Sequence[str], form: Form) -> float:  # noqa: ARG001 (as above)
+    """How many of those asked gave it, by the rules of the VQA challenge."""
+    return vqa_accuracy(answer, accepted)
+
+
+def word_errors(answer: str, accepted: Sequence[str], form: Form) -> list[int]:
+    """Words to change, take out or put in to get the nearest of them, and how many it has."""
+    import jiwer
+
+    return least([jiwer.process_words(form(one), form(answer)) for one in accepted])
+
+
+def character_errors(answer: str, accepted: Sequence[str], form: Form) -> list[int]:
+    """Characters likewise, spaces among them."""
+    import jiwer
+
+    return least([jiwer.process_characters(form(one), form(answer)) for one in accepted])
+
+
+def least(found: Sequence[Any]) -> list[int]:
+    """Edits and length of the accepted answer that takes the fewest edits for its length."""
+    counts = [
+        [one.substitutions + one.deletions + one.insertions, one.hits + one.substitutions + one.deletions]
+        for one in found
+    ]
+    return min(counts, key=lambda count: (count[0] / count[1], count[0]))
+
+
+def rouge_l(answer: str, accepted: Sequence[str], form: Form) -> float:  # noqa: ARG001 (words alone are compared)
+    """F1 of the longest common subsequence of words, of letters and digits in lower case."""
+    return float(rouge_scorer().score_multi(list(accepted), answer)["rougeL"].fmeasure)
+
+
+class Words:
+    """What rouge-score asks for words: its own way of finding them drops all letters that are not ASCII."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """The words of a text."""
+        return WORD.findall(text.lower())
+
+
+@cache
+def rouge_scorer() -> Any:
+    """The library's counter."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], tokenizer=Words())
+
+
+def share_of_answers(name: MetricName, unit: str = "share of answers") -> Metric:
+    """The mean of what is found of each item under the metric's name."""
+    return Metric(
+        name=name.value, unit=unit, higher_is_better=True,
+        parts=lambda values: (float(values[name.value]), 1.0), finish=ratio,
+    )  # fmt: skip
+
+
+def errors_per(name: MetricName, unit: str) -> Metric:
+    """Edits of all items over lengths of all items; above 1 where more is said than was to be."""
+    return Metric(
+        name=name.value, unit=f"errors per {unit}", higher_is_better=False,
+        parts=lambda values: (float(values[name.value][0]), float(values[name.value][1])), finish=ratio,
+    )  # fmt: skip
+
+
+FIGURES: Mapping[MetricName, Metric] = MappingProxyType({
+    MetricName.exact_match: share_of_answers(MetricName.exact_match),
+    MetricName.vqa_match: share_of_answers(MetricName.vqa_match),
+    MetricName.vqa_accuracy: share_of_answers(MetricName.vqa_accuracy, "mean share of agreement"),
+    MetricName.wer: errors_per(MetricName.wer, "word"),
+    MetricName.cer: errors_per(MetricName.cer, "character"),
+    MetricName.rouge_l: share_of_answers(MetricName.rouge_l, "mean F1 of common words"),
+})  # fmt: skip
+COMPARE: Mapping[MetricName, Callable[[str, Sequence[str], Form], Any]] = MappingProxyType({
+    MetricName.exact_match: exact_match,
+    MetricName.vqa_match: vqa_match,
+    MetricName.vqa_accuracy: vqa_share,
+    MetricName.wer: word_errors,
+    MetricName.cer: character_errors,
+    MetricName.rouge_l: rouge_l,
+})  # fmt: skip
+NEEDS_WORDS = (MetricName.exact_match, MetricName.wer, MetricName.cer)  # in what ``Form`` makes of a text
+
+
+def fault_of(metric: MetricName, accepted: Sequence[str], form: Form) -> str | None:
+    """What is wrong with accepted answers, if a metric can do nothing with them."""
+    if metric is MetricName.vqa_accuracy and len(accepted) <= MOST_AGREEING:
+        return (
+            f"found {len(accepted)} answers; expected those of at least {MOST_AGREEING + 1} people for {metric},"
+            f" equal ones included ({MetricName.vqa_match} takes any number)"
+        )
+    for text in accepted:
+        says = form(text) if metric in NEEDS_WORDS else WORD.search(text) or metric is not MetricName.rouge_l
+        if not says:
+            return f"found no word in {text[:40]!r}; expected some, {metric} compares them (generation.normalise)"
+    return None

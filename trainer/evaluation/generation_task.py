@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model answers, compared with what was to be answered; prompts of text, images and sound.
+
+A row is a conversation in any of the formats of training, and its last turn, the assistant's, is what is to be
+answered. Where a row lists "answers", any of them is accepted; a last turn of the assistant's is then not read.
+
+    {"messages": [{"role": "user", "content": "What is it? <image_soft_token>"}], "images": ["a.png"],
+     "answers": ["a cat", "a kitten"]}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from model.errors import InputError
+from model.generation.generate import pad_left
+from model.generation.sampling import SamplingConfig
+from model.inputs import Inputs
+from model.processor.chat import Message, Role
+from model.processor.processor import Processor
+from model.slicing.spec import SliceSpec
+from model.tower_config import Modality
+from trainer.data.collate import Collator
+from trainer.data.config import RowFormat
+from trainer.data.example import Example
+from trainer.data.faults import Fault, raise_faults
+from trainer.data.formats.known import KNOWN, check_columns, format_of, in_their_words, parsed
+from trainer.data.reading import Row
+from trainer.data.supervise import TokenRow
+from trainer.data.wording import fields_of
+from trainer.evaluation.comparing import COMPARE, FIGURES, as_written, fault_of, plain
+from trainer.evaluation.engine import Engine
+from trainer.evaluation.metric import Metric, Values
+from trainer.evaluation.question import strings
+from trainer.evaluation.task import batches_of, distinct, fingerprint_of, modalities_of
+from trainer.evaluation.task_config import MetricName, TaskConfig
+from trainer.evaluation.task_rows import RawRow, raw_rows
+
+ANSWERS = "answers"
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """A prompt, of which no token is supervised, and the answers that are accepted."""
+
+    prompt: TokenRow
+    accepted: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationTask:
+    """Prompts that are answered greedily; see ``task.Task`` for what it has.
+
+    Args:
+        sampling: How many tokens an answer may have.
+        stop_ids: What ends one.
+        normalise: Whether texts are made plain before they are compared.
+    """
+
+    name: str
+    metrics: tuple[Metric, ...]
+    fingerprint: str
+    modalities: frozenset[Modality]
+    items: tuple[str, ...]
+    batches: tuple[range, ...]
+    prompts: Sequence[Item]
+    sampling: SamplingConfig
+    stop_ids: frozenset[int]
+    normalise: bool
+
+    def measure(self, engine: Engine, specs: Sequence[SliceSpec], batch: range) -> list[list[Values]]:
+        """What each sub-model answers, and how that compares under each metric.
+
+        Raises:
+            InputError: A medium cannot be decoded; the row it is in is named.
+        """
+        asked = [self.prompts[index] for index in batch]
+        inputs = inputs_of([item.prompt for item in asked], engine.collator)
+        found = engine.generate(inputs, specs, sampling=self.sampling, stop_ids=self.stop_ids)
+        return [[self.compared(text, item) for text, item in zip(texts, asked, strict=True)] for texts in found]
+
+    def compared(self, answer: str, item: Item) -> Values:
+        """An answer with what is found of it."""
+        form = plain if self.normalise else as_written
+        values: dict[str, Any] = {"answer": answer}
+        for metric in self.metrics:
+            values[metric.name] = COMPARE[MetricName(metric.name)](answer, item.accepted, form)
+        return values
+
+
+def inputs_of(prompts: Sequence[TokenRow], collator: Collator) -> Inputs:
+    """A batch of prompts, padded on the left, their media decoded."""
+    pictures = [(prompt, picture) for prompt in prompts for picture in prompt.pictures]
+    recordings = [(prompt, recording) for prompt in prompts for recording in prompt.recordings]
+    inputs = pad_left([prompt.ids.tolist() for prompt in prompts], collator.pad_id)
+    return dataclasses.replace(inputs, images=collator.images(pictures), audio=collator.audio(recordings))
+
+
+def generation_task(config: TaskConfig, processor: Processor, metrics: Sequence[MetricName]) -> GenerationTask:
+    """The task of a config of this kind.
+
+    Raises:
+        MatsliceError: Files or rows cannot be used, or there are none.
+    """
+    columns = {ours: theirs for ours, theirs in config.columns.items() if ours != ANSWERS}
+    check_columns(columns, config.format, "columns")
+    given = raw_rows(config)
+    faults: list[Fault] = []
+    items: list[Item] = []
+    for row in given:
+        try:
+            items.append(item_of(row, config, processor, metrics))
+        except InputError as error:
+            faults.append(Fault(row.where, in_their_words(str(error), config.columns)))
+    raise_faults(faults, total=len(given))
+    items.sort(key=lambda item: len(item.prompt.ids))  # so that little is padding
+    tokenizer, asked = processor.tokenizer, config.generation
+    settings = {
+        "kind": config.kind.value,
+        "max_new_tokens": asked.max_new_tokens,
+        "normalise": asked.normalise,
+        "accepted": [item.accepted for item in items],
+    }
+    prompts = [item.prompt for item in items]
+    return GenerationTask(
+        name=config.name,
+        metrics=tuple(FIGURES[metric] for metric in metrics),
+        fingerprint=fingerprint_of(settings, ([prompt] for prompt in prompts)),
+        modalities=modalities_of(prompts),
+        items=distinct([prompt.where for prompt in prompts]),
+        batches=batches_of([1] * len(items), config.batch_size),
+        prompts=items,
+        sampling=SamplingConfig(max_new_tokens=asked.max_new_tokens),
+        stop_ids=frozenset({tokenizer.end_of_turn_id, *processor.config.text.eos_token_id}),
+        normalise=asked.normalise,
+    )
+
+
+def item_of(row: RawRow, config: TaskConfig, processor: Processor, metrics: Sequence[MetricName]) -> Item:
+    """The prompt of a row and what is accepted.
+
+    Raises:
+        InputError: Something is wrong with a field, as ``field: found …; expected …``.
+    """
+    example = example_of(row, config)
+    *before, last = example.messages
+    if ANSWERS in row.fields:
+        where, accepted = ANSWERS, strings(row.fields[ANSWERS], ANSWERS)
+        if not accepted:
+            raise InputError(f"{ANSWERS}: found an empty list; expected at least one text")
+    else:
+        where, accepted = example.field, (last.text.strip(),)
+        if last.role is not Role.assistant or not accepted[0]:
+            raise InputError(
+                f"{where}: found no answer in the last turn, which is by {last.role}; expected the assistant's, or"
+                f" '{ANSWERS}' in the row"
+            )
+    form = plain if config.generation.normalise else as_written
+    for metric in metrics:
+        if wrong := fault_of(metric, accepted, form):
+            raise InputError(f"{where}: {wrong}")
+    asked = before if last.role is Role.assistant else example.messages
+    try:
+        prompt = prompt_row(asked, row.where, processor)
+    except InputError as error:
+        raise InputError(f"{example.field}: {error}") from None
+    positions, answer = processor.config.text.max_position_embeddings, config.generation.max_new_tokens
+    most = min(config.max_length_tokens, positions - answer)
+    if len(prompt.ids) > most:
+        limit = f"the model has {positions} positions, and generation.max_new_tokens takes {answer}"
+        raise InputError(
+            f"{example.field}: found {len(prompt.ids)} tokens; expected at most {most}"
+            f" ({'max_length_tokens' if most == config.max_length_tokens else limit})"
+        )
+    return Item(prompt, accepted)
+
+
+def example_of(row: RawRow, config: TaskConfig) -> Example:
+    """The conversation of a row; raises as ``item_of``."""
+    fields = dict(row.fields)
+    if ANSWERS in fields:
+        fields.setdefault("completion", "answers are listed")  # what is accepted stands there
+    form = config.format if config.format is not RowFormat.auto else format_of(fields)
+    if form is None:
+        raise InputError(f"row: found {fields_of(row.fields)}; expected the fields of a known format ({KNOWN})")
+    if form in (RowFormat.text, RowFormat.preference):
+        raise InputError(f"row: found one of format {form}; expected a conversation, or a prompt with its answers")
+    roles = (Role.user, Role.assistant) if ANSWERS in fields else (Role.assistant,)
+    found = parsed(Row(fields, row.where), form, row.directory, columns={}, roles=roles)
+    if isinstance(found, Fault):
+        raise InputError(found.what)
+    return found
+
+
+def prompt_row(messages: Sequence[Message], where: str, processor: Processor) -> TokenRow:
+    """What is asked, up to where the assistant's next words go; its media are looked at.
+
+    Raises:
+        InputError: It is no conversation that can be answered, or has media that cannot be used.
+    """
+    rendered = processor.render(messages, add_generation_prompt=True)
+    for picture in rendered.pictures:
+        picture.check()
+    ids = torch.tensor(processor.tokenizer.encode(rendered.text), dtype=torch.int64)
+    return TokenRow(ids, torch.zeros(len(ids), dtype=torch.bool), where, rendered.pictures, rendered.recordings)

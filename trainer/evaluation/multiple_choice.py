@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions with choices, of which the model is to hold the right one the likeliest; ``question`` says what rows are.
+
+Each choice is a row of its own: the prompt, and behind it what is scored, without what would end a turn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import torch
+
+from model.errors import ConfigError, InputError
+from model.processor.chat import AUDIO_MARKS, IMAGE_MARKS, Message, Rendered, Role
+from model.processor.processor import Processor
+from model.processor.tokenizer import END_OF_TURN
+from model.slicing.spec import SliceSpec
+from model.tower_config import Modality
+from trainer.data.faults import Fault, raise_faults
+from trainer.data.formats.known import in_their_words
+from trainer.data.supervise import TokenRow
+from trainer.evaluation.calibration import bins_of_one, calibration_error
+from trainer.evaluation.engine import Engine
+from trainer.evaluation.metric import Metric, Values, ratio
+from trainer.evaluation.question import FIELDS, PLACE, Question, question_of
+from trainer.evaluation.task import batches_of, distinct, fingerprint_of, modalities_of
+from trainer.evaluation.task_config import MetricName, TaskConfig
+from trainer.evaluation.task_rows import RawRow, longest_row, raw_rows
+
+
+def log_likelihoods(values: Values) -> np.ndarray:
+    """Of the choices, in nats."""
+    return np.array(values["log_likelihoods"], dtype=np.float64)
+
+
+def is_right(values: Values) -> float:
+    """Whether the answer is the likeliest choice; of several alike the first counts, as in lm-evaluation-harness."""
+    return float(int(log_likelihoods(values).argmax()) == values["answer"])
+
+
+def is_right_per_byte(values: Values) -> float:
+    """The same of log-likelihoods over lengths: a long choice is not unlikely for its length alone.
+
+    Source: lm-evaluation-harness, which calls it acc_bytes; its acc_norm divides by characters, the same for ASCII.
+    Both count the choice alone, without what stands between it and the prompt.
+    """
+    scaled = log_likelihoods(values) / np.array(values["lengths_bytes"])
+    return float(int(scaled.argmax()) == values["answer"])
+
+
+def probabilities(values: Values) -> np.ndarray:
+    """Of the choices, as if there were no other answers."""
+    powers = np.exp(log_likelihoods(values) - log_likelihoods(values).max())
+    return powers / powers.sum()
+
+
+def surprise(values: Values) -> float:
+    """Minus the log of the answer's probability among the choices."""
+    of_choices = log_likelihoods(values)
+    top = of_choices.max()
+    return float(top + math.log(np.exp(of_choices - top).sum()) - of_choices[values["answer"]])
+
+
+def bins(values: Values) -> list[list[float]]:
+    """The bin of the likeliest choice."""
+    return bins_of_one(float(probabilities(values).max()), right=bool(is_right(values)))
+
+
+FIGURES: Mapping[MetricName, Metric] = MappingProxyType({
+    MetricName.accuracy: Metric(
+        name="accuracy", unit="share of questions", higher_is_better=True,
+        parts=lambda values: (is_right(values), 1.0), finish=ratio,
+    ),
+    MetricName.accuracy_normalised: Metric(
+        name="accuracy_normalised", unit="share of questions", higher_is_better=True,
+        parts=lambda values: (is_right_per_byte(values), 1.0), finish=ratio,
+    ),
+    MetricName.loss: Metric(
+        name="loss", unit="nats per question", higher_is_better=False,
+        parts=lambda values: (surprise(values), 1.0), finish=ratio,
+    ),
+    MetricName.ece: calibration_error("ece", "gap of probability, by questions", bins),
+})  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """A question as rows, one for each choice.
+
+    ``lengths_bytes`` are those of the choices in UTF-8; ``answer`` is the place of the right one.
+    """
+
+    where: str
+    rows: tuple[TokenRow, ...]
+    lengths_bytes: tuple[int, ...]
+    answer: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultipleChoiceTask:
+    """Questions, each choice scored by log-likelihood; see ``task.Task`` for what it has."""
+
+    name: str
+    metrics: tuple[Metric, ...]
+    fingerprint: str
+    modalities: frozenset[Modality]
+    items: tuple[str, ...]
+    batches: tuple[range, ...]
+    questions: Sequence[Item]
+
+    def measure(self, engine: Engine, specs: Sequence[SliceSpec], batch: range) -> list[list[Values]]:
+        """The log-likelihood of each choice."""
+        asked = [self.questions[index] for index in batch]
+        found: list[list[Values]] = []
+        for scores in engine.score([row for item in asked for row in item.rows], specs):
+            coming = iter(scores)
+            found.append([
+                {
+                    "log_likelihoods": [-next(coming).loss_sum for _ in item.rows],
+                    "lengths_bytes": list(item.lengths_bytes),
+                    "answer": item.answer,
+                }
+                for item in asked
+            ])  # fmt: skip
+        return found
+
+
+def multiple_choice_task(config: TaskConfig, processor: Processor, metrics: Sequence[MetricName]) -> MultipleChoiceTask:
+    """The task of a config of this kind.
+
+    Raises:
+        MatsliceError: Files or rows cannot be used, or there are none.
+    """
+    check_columns(config)
+    given = raw_rows(config)
+    faults: list[Fault] = []
+    questions: list[Item] = []
+    for row in given:
+        found = item_of(row, config, processor)
+        if isinstance(found, Fault):
+            faults.append(found)
+        else:
+            questions.append(found)
+    raise_faults(faults, total=len(given))
+    questions.sort(key=lambda item: max(len(row.ids) for row in item.rows))  # so that little is padding
+    rows = [row for item in questions for row in item.rows]
+    settings = {
+        "kind": config.kind.value,
+        "answers": [item.answer for item in questions],
+        "lengths_bytes": [item.lengths_bytes for item in questions],
+    }
+    return MultipleChoiceTask(
+        name=config.name,
+        metrics=tuple(FIGURES[metric] for metric in metrics),
+        fingerprint=fingerprint_of(settings, (item.rows for item in questions)),
+        modalities=modalities_of(rows),
+        items=distinct([item.where for item in questions]),
+        batches=batches_of([len(item.rows) for item in questions], config.batch_size),
+        questions=questions,
+    )
+
+
+def check_columns(config: TaskConfig) -> None:
+    """Raise ConfigError where a column is named for what is no field of a question."""
+    fields = [*FIELDS, *(name for name in PLACE.findall(config.multiple_choice.template) if name not in FIELDS)]
+    if wrong := next((name for name in config.columns if name not in fields), None):
+        raise ConfigError(f"columns: '{wrong}' is no field of a question; they have {', '.join(fields)}")
+
+
+def item_of(row: RawRow, config: TaskConfig, processor: Processor) -> Item | Fault:
+    """The question of a row as rows of tokens, or what is wrong with it."""
+    try:
+        question = question_of(row, config.multiple_choice)
+    except InputError as error:
+        return Fault(row.where, in_their_words(str(error), config.columns))
+    try:
+        rows = tuple(choice_row(question, text, row.where, config, processor) for text in question.scored)
+        for picture in question.pictures:
+            picture.check()
+    except InputError as error:
+        return Fault(row.where, in_their_words(f"question: {error}", config.columns))
+    longest, most = max(len(one.ids) for one in rows), longest_row(config, processor)
+    if longest > most:
+        wrong = f"question: found {longest} tokens with a choice; expected at most {most} (max_length_tokens)"
+        return Fault(row.where, in_their_words(wrong, config.columns))
+    return Item(row.where, rows, tuple(len(text.encode()) for text in question.scored), question.answer)
+
+
+def choice_row(question: Question, choice: str, where: str, config: TaskConfig, processor: Processor) -> TokenRow:
+    """The prompt and one choice, of which the choice is scored.
+
+    Raises:
+        InputError: A text cannot be written, or the model does not take a medium.
+    """
+    image, audio = processor.image_marks or IMAGE_MARKS, processor.audio_marks or AUDIO_MARKS
+    prompt = question.prompt
+    # Where the prompt has no places for its media they stand before it.
+    for marks, media in ((audio, question.recordings), (image, question.pictures)):
+        if marks.placeholder not in prompt:
+            prompt = marks.placeholder * len(media) + prompt
+    asked = config.multiple_choice
+    if not asked.chat:
+        behind = asked.delimiter + choice
+        rendered = processor.render_text(prompt + behind, question.pictures, question.recordings)
+        return scored_row(rendered, len(rendered.text) - len(behind), len(rendered.text), where, processor)
+    turns = [Message(Role.user, prompt), Message(Role.assistant, choice)]
+    rendered = processor.render(processor.place_media(turns, question.pictures, question.recordings))
+    ((start, end),) = rendered.assistant
+    return scored_row(rendered, start, end - len(END_OF_TURN), where, processor)
+
+
+def scored_row(rendered: Rendered, start: int, end: int, where: str, processor: Processor) -> TokenRow:
+    """The tokens up to ``end``, of which those are scored that hold a character from ``start`` on.
+
+    A token that reaches over the border is scored with the choice, as lm-evaluation-harness does: nothing of a choice
+    is left out, and none is without a token.
+    """
+    encoded = processor.tokenizer.encode_spans(rendered.text)
+    inside = [place for place, (first, _) in enumerate(encoded.offsets) if first < end]
+    ids = torch.tensor(encoded.ids[: inside[-1] + 1], dtype=torch.int64)
+    supervised = torch.tensor([last > start for _, last in encoded.offsets[: inside[-1] + 1]])
+    return TokenRow(ids, supervised, where, rendered.pictures, rendered.recordings)
