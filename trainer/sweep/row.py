@@ -66,11 +66,11 @@ class Row(Sizes):
         task: The task's name.
         metrics: By name, the main one first.
         num_items: What the figures are of.
-        seconds: An even share of ``seconds_together`` among the sub-models that were measured at once. What they
-            share (towers, common layers) cannot be told apart, so that this is not what one alone would take.
+        seconds: An even share of ``seconds_together``: each batch's divided by the sub-models measured on it at once.
+            What they have in common (towers, first layers) cannot be told apart; one alone would take longer.
         seconds_together: Wall time of the batches that this sub-model was measured on, for all that were with it.
-        peak_memory_bytes: The most that the process held until the task was measured, on an accelerator if it has
-            one: for all that was measured at once, not for this sub-model alone.
+        peak_memory_bytes: The most memory that was taken: on an accelerator while the task's batches were measured,
+            without one by the process since it began. It is that of all that were measured at once, too.
         model: Fingerprint of the parent's weights.
         data: Fingerprint of the task: items, prompts, settings.
         seed: Of resampling.
