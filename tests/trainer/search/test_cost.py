@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Costs add up over groups to what a plan of the whole sub-model says, and budgets below the floor are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.config import ModelConfig
+from model.errors import ConfigError
+from model.slicing.plan import Plan, StoredAs
+from model.slicing.submodel import SubModel
+from tests.tiny import TINY_TEXT, tiny_config, tiny_multimodal_config
+from tests.trainer.search.spaces import priced, space_of, spaces, tables
+from trainer.search.cost import CostConfig, Resource, exact_costs
+from trainer.search.space import Space, SpaceConfig
+
+CONTEXT = 20
+COUNTED = [resource for resource in Resource if resource is not Resource.latency_seconds]
+
+
+def planned(plan: Plan, written: CostConfig) -> int:
+    """What ``matslice plan`` says of the resource."""
+    return {
+        Resource.effective_parameters: plan.published.effective,
+        Resource.total_parameters: plan.published.total,
+        Resource.weight_bytes: plan.weight_bytes[written.dtype],
+        Resource.kv_bytes: plan.cache_bytes[written.cache_dtype],
+        Resource.flops_per_token: plan.work_per_token.total,
+    }[written.resource]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    spaces(), st.sampled_from(COUNTED), st.sampled_from((StoredAs.bf16, StoredAs.fp32)),
+    st.sampled_from((tiny_config(), tiny_multimodal_config())),
+    st.integers(0, 1000),
+)  # fmt: skip
+def test_costs_are_those_of_a_plan(
+    space: Space, resource: Resource, dtype: StoredAs, whole: ModelConfig, seed: int
+) -> None:
+    config = dataclasses.replace(whole, text=space.config)
+    written = CostConfig(resource=resource, context_tokens=CONTEXT, dtype=dtype)
+    costs = exact_costs(space, config, written)
+    for point in (costs.floor, space.top, space.draw(random.Random(seed))):
+        plan = Plan.of(config, SubModel(space.spec(point)), context_tokens=CONTEXT)
+        assert costs.at(point) == planned(plan, written)
+
+
+def test_bytes_that_do_not_add_up_over_layers_are_refused() -> None:
+    written = CostConfig(resource=Resource.weight_bytes, context_tokens=CONTEXT, dtype=StoredAs.int4)
+    with pytest.raises(ConfigError, match=r"set cost\.dtype=bf16, or space\.skip=\[\]"):
+        exact_costs(space_of(SpaceConfig()), tiny_config(), written)
+    costs = exact_costs(space := space_of(SpaceConfig(skip=[])), tiny_config(), written)
+    plan = Plan.of(tiny_config(), SubModel(space.spec(costs.floor)), context_tokens=CONTEXT)
+    assert costs.at(costs.floor) == plan.weight_bytes[StoredAs.int4]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), spaces())
+def test_floor_and_ceiling_are_the_extremes(data: st.DataObject, space: Space) -> None:
+    costs = priced(space, data.draw(tables(space)))
+    every = [costs.at(point) for point in space]
+    assert costs.at(costs.floor) == min(every)
+    assert costs.ceiling == max(every)
+
+
+def test_a_budget_below_the_floor_is_refused_and_the_floor_named() -> None:
+    config = tiny_config()
+    costs = exact_costs(space_of(SpaceConfig()), config, CostConfig(context_tokens=CONTEXT))
+    floor = costs.at(costs.floor)
+    costs.check(floor)
+    with pytest.raises(ConfigError) as error:
+        costs.check(floor - 1)
+    message = str(error.value)
+    assert f"budget of {floor - 1:,} effective parameters" in message
+    assert f"keeps layers 0-2, 6-8, of widths 24, and costs {floor:,} effective parameters" in message
+
+
+def test_budgets_are_spread_up_to_the_ceiling() -> None:
+    costs = priced(space_of(SpaceConfig(widths=[8, 24], skip=[])))
+    budgets = costs.spread(4)
+    assert budgets[-1] == costs.ceiling
+    assert budgets == sorted(budgets)
+    assert budgets[0] > costs.at(costs.floor)
+
+
+def test_a_context_that_the_model_cannot_have_is_refused() -> None:
+    with pytest.raises(ConfigError, match="context is 4096 tokens"):
+        exact_costs(space_of(SpaceConfig()), tiny_config(), CostConfig())
+
+
+def test_the_trained_points_of_the_tiny_model_are_what_the_tables_tests_say() -> None:
+    assert space_of(SpaceConfig()).size == 2 * 2**6 == Space.of(SpaceConfig(), TINY_TEXT).size

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The default method: sensitivities from both ends, then rounds of fitting a surrogate and measuring what it promises.
+
+A choice is worth more among narrow layers than among wide ones, so what it adds is measured at both ends. The
+surrogate is fitted to everything measured so far. For each budget it says which point is the best of those not yet
+measured; a round measures the most promising ones and fits anew.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from trainer.search.knapsack import solve
+from trainer.search.problem import Problem
+from trainer.search.sensitivity import Table, one_at_a_time
+from trainer.search.space import Point, with_choice
+from trainer.search.surrogate import Surrogate
+
+ROUNDS = 4  # at least: as much is measured at a time as leaves so many rounds
+MAX_LISTED = 50_000  # points of a space of which each is predicted; larger spaces are searched from good points on
+MAX_CLIMB = 200  # steps of such a search
+SHARE_AT_THE_ENDS = 0.6  # of all evaluations, at most
+
+
+def surrogate(problem: Problem) -> None:
+    """Spend all evaluations: first on both ends, then on what a surrogate fitted to all of them promises.
+
+    Where there are too few of them to measure every choice at both ends, some are left out by chance.
+    """
+    start(problem)
+    if not problem.seen:
+        return
+    room = problem.left if np.isfinite(problem.left) else 2 * len(problem.seen)
+    at_once, last = max(1, int(room) // ROUNDS), problem.evaluator.spent + room
+    while problem.evaluator.spent < last:
+        model = fitted(problem)
+        promised = promising(problem, model)[: min(at_once, int(last - problem.evaluator.spent))]
+        if not promised:
+            return
+        told = model.predict(promised).tolist()
+        found = set(problem.measure(promised))
+        problem.foretold += [
+            (loss, problem.seen[point]) for point, loss in zip(promised, told, strict=True) if point in found
+        ]
+
+
+def start(problem: Problem) -> None:
+    """Measure both ends, and each choice alone from there; of them as many as leaves some to refine with."""
+    space, floor = problem.space, problem.costs.floor
+    singles = [
+        *(point for point in one_at_a_time(space, space.top) if point != space.top),
+        *(point for point in legal_neighbours(problem, floor)),
+    ]
+    ends = [space.top, floor]
+    singles = [point for point in dict.fromkeys(singles) if point not in ends]
+    most = len(singles)
+    if np.isfinite(problem.left):
+        most = max(0, min(most, int(problem.left * SHARE_AT_THE_ENDS) - len(ends)))
+    if most < len(singles):
+        problem.chance("start").shuffle(singles)
+    problem.measure([*ends, *singles[:most]])
+
+
+def legal_neighbours(problem: Problem, base: Point) -> Iterator[Point]:
+    """Legal points that differ from one in one group."""
+    for number, group in enumerate(problem.space.groups):
+        for choice in range(len(group.choices)):
+            moved = with_choice(base, number, choice)
+            if choice != base[number] and problem.space.is_legal(moved):
+                yield moved
+
+
+def fitted(problem: Problem) -> Surrogate:
+    """A surrogate of all that was measured."""
+    return Surrogate.fit(believed(problem), list(problem.seen), list(problem.seen.values()))
+
+
+def believed(problem: Problem) -> Table:
+    """What each choice adds, as far as the two ends tell: the mean of both, or what one of them tells.
+
+    Of a choice that neither tells, it is what lies in a straight line between its neighbours.
+    """
+    space, seen = problem.space, problem.seen
+    table = []
+    for number, group in enumerate(space.groups):
+        found: list[list[float]] = [[] for _ in group.choices]
+        for base in (space.top, problem.costs.floor):
+            if base not in seen:
+                continue
+            told = {
+                choice: seen[point] - seen[base] for choice in range(len(group.choices))
+                if (point := with_choice(base, number, choice)) in seen
+            }  # fmt: skip
+            zero = told.get(len(group.choices) - 1)
+            if zero is None or len(told) < 2:  # the base alone tells nothing
+                continue
+            for choice, loss in told.items():
+                found[choice].append(loss - zero)
+        known = [choice for choice, values in enumerate(found) if values]
+        means = [float(np.mean(found[choice])) for choice in known]
+        choices = range(len(group.choices))
+        table.append(tuple(np.interp(choices, known, means).tolist()) if known else (0.0,) * len(choices))
+    return tuple(table)
+
+
+def promising(problem: Problem, model: Surrogate) -> list[Point]:
+    """The best unmeasured point of each budget, by the surrogate; first where most is to be gained."""
+    costs, found = problem.costs, {}
+    candidates = listed(problem, model)
+    predicted = model.predict(candidates)
+    prices = np.array([costs.at(point) for point in candidates])
+    new = np.array([point not in problem.seen for point in candidates])
+    for budget in problem.budgets:
+        within = np.flatnonzero((prices <= budget) & new)
+        if not len(within):
+            continue
+        place = within[np.argmin(predicted[within])]
+        best = problem.best(budget)
+        # What was measured is judged by the surrogate, too: it has less noise than the measurement.
+        before = float(model.predict(best)[0]) if best else np.inf
+        gain = before - float(predicted[place])
+        point = candidates[place]
+        found[point] = max(found.get(point, -np.inf), gain)
+    return sorted(found, key=lambda point: (-found[point], point))
+
+
+def listed(problem: Problem, model: Surrogate) -> list[Point]:
+    """Points to choose from: all of them in a small space, or those that good ones lead to."""
+    if problem.space.size <= MAX_LISTED:
+        return list(problem.space)
+    begins = solve(linear(problem, model, problem.space.top), problem.costs, problem.budgets)
+    visited: dict[Point, None] = {}
+    for budget, begin in zip(problem.budgets, begins, strict=True):
+        linearised = solve(linear(problem, model, begin), problem.costs, [budget]) if begin else []
+        for point in dict.fromkeys([begin, *linearised, *problem.best(budget, 2)]):
+            if point is not None:
+                visited |= dict.fromkeys(climbed(problem, model, point, budget))
+    return list(visited)
+
+
+def linear(problem: Problem, model: Surrogate, point: Point) -> Table:
+    """What each choice adds around a point, by the surrogate."""
+    here = [
+        [with_choice(point, number, choice) for choice in range(len(group.choices))]
+        for number, group in enumerate(problem.space.groups)
+    ]
+    predicted = iter(model.predict(list(itertools.chain(*here))).tolist())
+    return tuple(tuple(next(predicted) for _ in points) for points in here)
+
+
+def climbed(problem: Problem, model: Surrogate, point: Point, budget: int) -> Iterator[Point]:
+    """The best way down from a point, one or two groups changed at a time, and what lies beside its end."""
+    loss = float(model.predict([point])[0])
+    for _ in range(MAX_CLIMB):
+        yield point
+        around = list(dict.fromkeys(within(problem, swapped(problem, point), budget)))
+        if not around:
+            return
+        predicted = model.predict(around)
+        best = int(np.argmin(predicted))
+        if predicted[best] >= loss - 1e-12:
+            order: Sequence[int] = np.argsort(predicted, kind="stable")[: len(problem.budgets)].tolist()
+            yield from (around[place] for place in order)
+            return
+        point, loss = around[best], float(predicted[best])
+
+
+def swapped(problem: Problem, point: Point) -> Iterator[Point]:
+    """Legal points one step away, or one step of one group and one of another."""
+    for number, moved in problem.space.moves(point):
+        yield moved
+        for other, twice in problem.space.moves(moved):
+            if other > number:
+                yield twice
+
+
+def within(problem: Problem, points: Iterable[Point], budget: int) -> Iterator[Point]:
+    """Those that a budget has room for."""
+    return (point for point in points if problem.costs.at(point) <= budget)

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model of the loss, fitted to few measurements: what each choice adds, and what choices add together.
+
+It is ridge regression, written by its kernel. What it may learn of one choice alone is hardly held back; what it may
+learn of two is held back the more the less either matters, since layers that hardly matter alone hardly do so
+together; and one term says how the loss bends as all of it is widened. How much each of them counts, and how much of
+a measurement is noise, is what predicts measurements best that are left out of the fit, one at a time.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from trainer.search.space import Point
+
+PAIRS = (0.0, 0.03, 0.1, 0.3, 1.0)  # how much two choices may do together, beside what each does
+BENDS = (0.0, 0.1, 1.0, 10.0)
+NOISES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # of the spread of what is measured
+ALONE = 1.0
+LEAST_SCALE = 0.05  # of the mean sensitivity: a choice that seemed not to matter may do so elsewhere
+
+Table = Sequence[Sequence[float]]  # of each group, what each choice is believed to add
+
+
+@dataclass(frozen=True)
+class Strengths:
+    """How much each part of the kernel counts."""
+
+    pairs: float
+    bend: float
+    noise: float
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where each choice stands on a line, from the narrowest to the widest, in units of what the group is worth.
+
+    Args:
+        place: By group and choice, padded with zeros; around 0 in each group.
+        alone: By group and two choices: how alike what they add alone is.
+        mean: By group and choice: what they are believed to add, from which the fit departs.
+    """
+
+    place: Float64[np.ndarray, "groups choices"]
+    alone: Float64[np.ndarray, "groups choices choices"]
+    mean: Float64[np.ndarray, "groups choices"]
+
+    @classmethod
+    def of(cls, believed: Table) -> Positions:
+        """From what is believed of each choice alone."""
+        most = max(map(len, believed))
+        mean, place = np.zeros((len(believed), most)), np.zeros((len(believed), most))
+        for number, values in enumerate(believed):
+            mean[number, : len(values)] = values
+        spreads = np.array([max(values) - min(values) for values in believed])
+        scales = spreads + LEAST_SCALE * max(float(spreads.mean()), 1e-12)
+        unit = max(float(scales.max()), 1e-12)
+        alone = np.zeros((len(believed), most, most))
+        for number, values in enumerate(believed):
+            if (count := len(values)) > 1:
+                line = np.linspace(0.5, -0.5, count)
+                measured = np.array(values) - (max(values) + min(values)) / 2
+                # Half what was measured, half even steps: no two choices stand at the same place.
+                place[number, :count] = (0.5 * measured + 0.5 * scales[number] * line) / unit
+                alone[number, :count, :count] = np.eye(count) * (scales[number] / unit) ** 2
+        return cls(place, alone, mean)
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """Predicts losses of points.
+
+    Args:
+        positions: Of choices.
+        strengths: Of the parts of the kernel.
+        points: Those that it was fitted to.
+        weights: Of each of them.
+        offset: What is added to every prediction.
+        scale: Of predictions, in nats.
+        left_out: Mean squared error of measurements that were left out of the fit, one at a time, in nats squared.
+    """
+
+    positions: Positions
+    strengths: Strengths
+    points: Int64[np.ndarray, "measured groups"]
+    weights: Float64[np.ndarray, " measured"]
+    offset: float
+    scale: float
+    left_out: float
+
+    @classmethod
+    def fit(cls, believed: Table, points: Sequence[Point], losses: Sequence[float]) -> Surrogate:
+        """To what was measured, with the strengths that predict best what is left out."""
+        positions, chosen = Positions.of(believed), np.array(points, dtype=np.int64)
+        rest = np.array(losses) - prior(positions, chosen)
+        offset, scale = float(rest.mean()), max(float(rest.std()), 1e-12)
+        target = (rest - offset) / scale
+        parts = kernel_parts(positions, chosen, chosen)
+        best: tuple[float, Strengths, Float64[np.ndarray, " measured"]] | None = None
+        for pairs, bend, noise in itertools.product(PAIRS, BENDS, NOISES):
+            strengths = Strengths(pairs, bend, noise)
+            matrix = combined(parts, strengths) + noise * np.eye(len(target))
+            inverse = np.linalg.inv(matrix)
+            weights = inverse @ target
+            error = float(np.mean(np.square(weights / np.diagonal(inverse))))
+            if best is None or error < best[0]:
+                best = error, strengths, weights
+        assert best is not None
+        return cls(positions, best[1], chosen, best[2], offset, scale, best[0] * scale**2)
+
+    def predict(self, points: Sequence[Point] | Int64[np.ndarray, "points groups"]) -> Float64[np.ndarray, " points"]:
+        """The losses of points."""
+        asked = np.asarray(points, dtype=np.int64)
+        kernel = combined(kernel_parts(self.positions, asked, self.points), self.strengths)
+        return prior(self.positions, asked) + self.offset + self.scale * (kernel @ self.weights)
+
+
+def prior(positions: Positions, points: Int64[np.ndarray, "points groups"]) -> Float64[np.ndarray, " points"]:
+    """What is believed of points before anything is fitted, up to a constant."""
+    return positions.mean[np.arange(points.shape[1]), points].sum(axis=1)
+
+
+Parts = tuple[Float64[np.ndarray, "left right"], ...]
+
+
+def kernel_parts(
+    positions: Positions, left: Int64[np.ndarray, "left groups"], right: Int64[np.ndarray, "right groups"]
+) -> Parts:
+    """How alike points are: in a constant and choices alone, in pairs of choices, and in how wide they are as a whole.
+
+    The sum over all pairs of groups of products is had from sums over groups: twice it is the square of their sum less
+    the sum of their squares.
+    """
+    groups = np.arange(left.shape[1])
+    place_left, place_right = positions.place[groups, left], positions.place[groups, right]
+    alone = np.ones((len(left), len(right)))
+    for group in groups:
+        alone += positions.alone[group][left[:, group][:, None], right[:, group][None, :]]
+    products = place_left @ place_right.T
+    squares = np.square(place_left) @ np.square(place_right).T
+    size_left, size_right = place_left.sum(axis=1), place_right.sum(axis=1)
+    widths = np.outer(size_left, size_right)
+    return alone, (np.square(products) - squares) / 2, np.square(widths), products
+
+
+def combined(parts: Parts, strengths: Strengths) -> Float64[np.ndarray, "left right"]:
+    """One kernel of its parts."""
+    alone, pairs, bend, line = parts
+    return ALONE * (alone + line) + strengths.pairs * pairs + strengths.bend * bend
