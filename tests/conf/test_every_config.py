@@ -28,7 +28,8 @@ from trainer.elastic import SliceSampler
 
 CONF = Path(__file__).parents[2] / "conf"
 LAUNCHED = sorted((CONF / "accelerate").glob("*.yaml"))  # Accelerate's own config files, which Hydra never sees
-FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path not in LAUNCHED)
+TASKS = sorted((CONF / "task").glob("*.yaml"))  # named by tasks=, and tried in tests/trainer/evaluation
+FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path not in (*LAUNCHED, *TASKS))
 SCHEMAS = {name: schema_of(name) for name in RECIPES}
 NOT_IN_A_SCHEMA = {"experiment": ["train"], "program": list(SCHEMAS)}  # groups that fill no field of their own
 GIVEN = {  # what only a user can know

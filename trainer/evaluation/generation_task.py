@@ -26,20 +26,17 @@ from model.processor.processor import Processor
 from model.slicing.spec import SliceSpec
 from model.tower_config import Modality
 from trainer.data.collate import Collator
-from trainer.data.config import RowFormat
 from trainer.data.example import Example
 from trainer.data.faults import Fault, raise_faults
-from trainer.data.formats.known import KNOWN, check_columns, format_of, in_their_words, parsed
-from trainer.data.reading import Row
+from trainer.data.formats.known import check_columns, in_their_words
 from trainer.data.supervise import TokenRow
-from trainer.data.wording import fields_of
 from trainer.evaluation.comparing import COMPARE, FIGURES, as_written, fault_of, plain
 from trainer.evaluation.engine import Engine
 from trainer.evaluation.metric import Metric, Values
 from trainer.evaluation.question import strings
 from trainer.evaluation.task import batches_of, distinct, fingerprint_of, modalities_of
 from trainer.evaluation.task_config import MetricName, TaskConfig
-from trainer.evaluation.task_rows import RawRow, raw_rows
+from trainer.evaluation.task_rows import RawRow, conversation_of, raw_rows
 
 ANSWERS = "answers"
 
@@ -182,19 +179,11 @@ def item_of(row: RawRow, config: TaskConfig, processor: Processor, metrics: Sequ
 
 def example_of(row: RawRow, config: TaskConfig) -> Example:
     """The conversation of a row; raises as ``item_of``."""
-    fields = dict(row.fields)
-    if ANSWERS in fields:
-        fields.setdefault("completion", "answers are listed")  # what is accepted stands there
-    form = config.format if config.format is not RowFormat.auto else format_of(fields)
-    if form is None:
-        raise InputError(f"row: found {fields_of(row.fields)}; expected the fields of a known format ({KNOWN})")
-    if form in (RowFormat.text, RowFormat.preference):
-        raise InputError(f"row: found one of format {form}; expected a conversation, or a prompt with its answers")
-    roles = (Role.user, Role.assistant) if ANSWERS in fields else (Role.assistant,)
-    found = parsed(Row(fields, row.where), form, row.directory, columns={}, roles=roles)
-    if isinstance(found, Fault):
-        raise InputError(found.what)
-    return found
+    if ANSWERS not in row.fields:
+        return conversation_of(row, config.format)
+    # What is accepted stands elsewhere, so there need be no completion, nor a turn of the assistant's.
+    with_completion = dataclasses.replace(row, fields={"completion": ANSWERS} | row.fields)
+    return conversation_of(with_completion, config.format, (Role.user, Role.assistant))
 
 
 def prompt_row(messages: Sequence[Message], where: str, processor: Processor) -> TokenRow:

@@ -7,7 +7,8 @@ Each choice is a row of its own: the prompt, and behind it what is scored, witho
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -21,15 +22,15 @@ from model.processor.tokenizer import END_OF_TURN
 from model.slicing.spec import SliceSpec
 from model.tower_config import Modality
 from trainer.data.faults import Fault, raise_faults
-from trainer.data.formats.known import in_their_words
+from trainer.data.formats.known import check_columns, in_their_words
 from trainer.data.supervise import TokenRow
 from trainer.evaluation.calibration import bins_of_one, calibration_error
 from trainer.evaluation.engine import Engine
 from trainer.evaluation.metric import Metric, Values, ratio
-from trainer.evaluation.question import FIELDS, PLACE, Question, question_of
+from trainer.evaluation.question import FIELDS, PLACE, QUESTION, question_of
 from trainer.evaluation.task import batches_of, distinct, fingerprint_of, modalities_of
 from trainer.evaluation.task_config import MetricName, TaskConfig
-from trainer.evaluation.task_rows import RawRow, longest_row, raw_rows
+from trainer.evaluation.task_rows import RawRow, conversation_of, longest_row, raw_rows
 
 
 def log_likelihoods(values: Values) -> np.ndarray:
@@ -135,7 +136,7 @@ def multiple_choice_task(config: TaskConfig, processor: Processor, metrics: Sequ
     Raises:
         MatsliceError: Files or rows cannot be used, or there are none.
     """
-    check_columns(config)
+    check_columns_of(config)
     given = raw_rows(config)
     faults: list[Fault] = []
     questions: list[Item] = []
@@ -164,8 +165,11 @@ def multiple_choice_task(config: TaskConfig, processor: Processor, metrics: Sequ
     )
 
 
-def check_columns(config: TaskConfig) -> None:
-    """Raise ConfigError where a column is named for what is no field of a question."""
+def check_columns_of(config: TaskConfig) -> None:
+    """Raise ConfigError where a column is named for what is no field of a row."""
+    if config.multiple_choice.choices:
+        check_columns(config.columns, config.format, "columns")
+        return
     fields = [*FIELDS, *(name for name in PLACE.findall(config.multiple_choice.template) if name not in FIELDS)]
     if wrong := next((name for name in config.columns if name not in fields), None):
         raise ConfigError(f"columns: '{wrong}' is no field of a question; they have {', '.join(fields)}")
@@ -173,43 +177,80 @@ def check_columns(config: TaskConfig) -> None:
 
 def item_of(row: RawRow, config: TaskConfig, processor: Processor) -> Item | Fault:
     """The question of a row as rows of tokens, or what is wrong with it."""
+    make = conversation_item if config.multiple_choice.choices else question_item
     try:
-        question = question_of(row, config.multiple_choice)
+        return make(row, config, processor)
     except InputError as error:
         return Fault(row.where, in_their_words(str(error), config.columns))
-    try:
-        rows = tuple(choice_row(question, text, row.where, config, processor) for text in question.scored)
-        for picture in question.pictures:
-            picture.check()
-    except InputError as error:
-        return Fault(row.where, in_their_words(f"question: {error}", config.columns))
-    longest, most = max(len(one.ids) for one in rows), longest_row(config, processor)
-    if longest > most:
-        wrong = f"question: found {longest} tokens with a choice; expected at most {most} (max_length_tokens)"
-        return Fault(row.where, in_their_words(wrong, config.columns))
-    return Item(row.where, rows, tuple(len(text.encode()) for text in question.scored), question.answer)
 
 
-def choice_row(question: Question, choice: str, where: str, config: TaskConfig, processor: Processor) -> TokenRow:
-    """The prompt and one choice, of which the choice is scored.
+def conversation_item(row: RawRow, config: TaskConfig, processor: Processor) -> Item:
+    """A conversation whose last turn is one of the choices of all rows.
 
     Raises:
-        InputError: A text cannot be written, or the model does not take a medium.
+        InputError: Something is wrong with a field, as ``field: found …; expected …``.
     """
+    example = conversation_of(row, config.format)
+    choices = [choice.strip() for choice in config.multiple_choice.choices]
+    *before, last = example.messages
+    if last.role is not Role.assistant or last.text.strip() not in choices:
+        raise InputError(
+            f"{example.field}: found {last.text.strip()[:40]!r} by {last.role} at the end; expected the assistant's"
+            f" answer, one of {', '.join(map(repr, choices))} (multiple_choice.choices)"
+        )
+    with about(example.field):
+        rows = [turn_row(before, choice, row.where, processor) for choice in choices]
+        return checked(rows, choices, choices.index(last.text.strip()), config, processor)
+
+
+def question_item(row: RawRow, config: TaskConfig, processor: Processor) -> Item:
+    """A question that has its own choices; raises as ``conversation_item``."""
+    asked = config.multiple_choice
+    question = question_of(row, asked)
     image, audio = processor.image_marks or IMAGE_MARKS, processor.audio_marks or AUDIO_MARKS
     prompt = question.prompt
     # Where the prompt has no places for its media they stand before it.
     for marks, media in ((audio, question.recordings), (image, question.pictures)):
         if marks.placeholder not in prompt:
             prompt = marks.placeholder * len(media) + prompt
-    asked = config.multiple_choice
-    if not asked.chat:
-        behind = asked.delimiter + choice
-        rendered = processor.render_text(prompt + behind, question.pictures, question.recordings)
-        return scored_row(rendered, len(rendered.text) - len(behind), len(rendered.text), where, processor)
-    turns = [Message(Role.user, prompt), Message(Role.assistant, choice)]
-    rendered = processor.render(processor.place_media(turns, question.pictures, question.recordings))
-    ((start, end),) = rendered.assistant
+    with about(QUESTION):
+        if asked.chat:
+            turns = processor.place_media([Message(Role.user, prompt)], question.pictures, question.recordings)
+            rows = [turn_row(turns, choice, row.where, processor) for choice in question.scored]
+        else:
+            rows = []
+            for behind in (asked.delimiter + choice for choice in question.scored):
+                rendered = processor.render_text(prompt + behind, question.pictures, question.recordings)
+                end = len(rendered.text)
+                rows.append(scored_row(rendered, end - len(behind), end, row.where, processor))
+        return checked(rows, question.scored, question.answer, config, processor)
+
+
+@contextmanager
+def about(field: str) -> Iterator[None]:
+    """Let an error say which field it is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{field}: {error}") from None
+
+
+def checked(
+    rows: Sequence[TokenRow], scored: Sequence[str], answer: int, config: TaskConfig, processor: Processor
+) -> Item:
+    """The item, its media looked at; InputError where one cannot be used, or a row is too long."""
+    for picture in rows[0].pictures:  # each row has the same
+        picture.check()
+    longest, most = max(len(row.ids) for row in rows), longest_row(config, processor)
+    if longest > most:
+        raise InputError(f"found {longest} tokens with a choice; expected at most {most} (max_length_tokens)")
+    return Item(rows[0].where, tuple(rows), tuple(len(text.encode()) for text in scored), answer)
+
+
+def turn_row(before: Sequence[Message], choice: str, where: str, processor: Processor) -> TokenRow:
+    """A conversation and one choice as the assistant's next words, of which the choice is scored."""
+    rendered = processor.render([*before, Message(Role.assistant, choice)])
+    start, end = rendered.assistant[-1]
     return scored_row(rendered, start, end - len(END_OF_TURN), where, processor)
 
 

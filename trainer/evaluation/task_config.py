@@ -72,14 +72,31 @@ class Scored(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class MultipleChoiceConfig:
-    """How a question is put."""
+    """How a question is put.
 
-    # Any field of the row can stand in it, and {choices} is their list by letters; "" is {question}, and before
-    # letters that list too.
-    prompt: str = ""
-    scored: Scored = Scored.text
+    Raises:
+        ConfigError: Values contradict each other.
+    """
+
+    choices: list[str] = field(default_factory=list)  # of every row, a conversation whose last turn is one; []: its own
+    prompt: str = ""  # "" is {question}; any field of a row can stand so, and {choices} is their list by letters
+    scored: Scored = Scored.text  # of a choice: its text, or the letter that the prompt lists it by
     chat: bool = True  # the prompt as the user's turn and the choice as the assistant's; false: one text goes on
     delimiter: str = " "  # between prompt and choice where chat is false
+
+    def __post_init__(self) -> None:
+        if not self.choices:
+            return
+        if len(self.choices) < 2 or len({choice.strip() for choice in self.choices} - {""}) < len(self.choices):
+            raise ConfigError(
+                f"task: multiple_choice.choices is {self.choices}; give at least two texts that differ, or none for"
+                " rows that have their own"
+            )
+        if self.prompt or self.scored is not Scored.text or not self.chat:
+            raise ConfigError(
+                "task: multiple_choice.choices are of conversations, which are their own prompts; leave prompt, scored"
+                " and chat as they are, or choices out"
+            )
 
     @property
     def template(self) -> str:
@@ -116,7 +133,7 @@ class TaskConfig:
     name: str  # what results call it
     kind: TaskKind  # held_out, multiple_choice or generation
     files: list[str]  # files of rows (jsonl, json, parquet, csv, tsv, arrow, txt), directories, hub names
-    format: RowFormat = RowFormat.auto  # of conversations; multiple_choice has fields of its own
+    format: RowFormat = RowFormat.auto  # of conversations; auto tells it from their fields
     columns: dict[str, str] = field(default_factory=dict)  # our field: its column, as {question: stem}
     metrics: list[MetricName] = field(default_factory=list)  # the main one first; empty takes the kind's usual ones
     max_items: int | None = None  # as many at most; null = all
@@ -137,10 +154,11 @@ class TaskConfig:
                 raise ConfigError(f"{self.label}: {key} is {value}; it must be at least {least}")
         if self.seed is not None and self.max_items is None:
             raise ConfigError(f"{self.label}: seed is {self.seed}, but it draws max_items; give both, or none")
-        if self.kind is TaskKind.multiple_choice and self.format is not RowFormat.auto:
+        are_questions = self.kind is TaskKind.multiple_choice and not self.multiple_choice.choices
+        if are_questions and self.format is not RowFormat.auto:
             raise ConfigError(
                 f"{self.label}: format is {self.format}, but rows of kind={self.kind} have question, choices and"
-                " answer; leave it out, and say with columns what these are called"
+                " answer; leave it out, and say with columns what these are called; or give multiple_choice.choices"
             )
         self.check_metrics()
 

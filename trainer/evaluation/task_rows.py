@@ -3,18 +3,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from model.errors import InputError
+from model.processor.chat import Role
 from model.processor.processor import Processor
+from trainer.data.config import RowFormat
 from trainer.data.example import Example
 from trainer.data.faults import Fault, raise_faults
 from trainer.data.finding import find
-from trainer.data.formats.known import check_columns, renamed
+from trainer.data.formats.known import KNOWN, check_columns, format_of, parsed, renamed
+from trainer.data.reading import Row
 from trainer.data.sources import Source
-from trainer.data.wording import kind
+from trainer.data.wording import fields_of, kind
 from trainer.evaluation.task_config import TaskConfig
 from trainer.seeding import seeded
 
@@ -72,6 +76,28 @@ def raw_rows(config: TaskConfig) -> list[RawRow]:
                     found.append(RawRow(renamed(row.value, config.columns), row.where, piece.directory))
     raise_faults(faults, total=len(found) + len(faults))
     return wanted(found, config)
+
+
+def conversation_of(row: RawRow, form: RowFormat, roles: Collection[Role] = (Role.assistant,)) -> Example:
+    """The conversation of a row.
+
+    Args:
+        row: The row.
+        form: Its format; auto tells it from the fields.
+        roles: Of whom one is to speak.
+
+    Raises:
+        InputError: It is none, or something is wrong with a field, as ``field: found …; expected …``.
+    """
+    told = form if form is not RowFormat.auto else format_of(row.fields)
+    if told is None:
+        raise InputError(f"row: found {fields_of(row.fields)}; expected the fields of a known format ({KNOWN})")
+    if told in (RowFormat.text, RowFormat.preference):
+        raise InputError(f"row: found one of format {told}; expected a conversation, or a prompt with its answers")
+    found = parsed(Row(row.fields, row.where), told, row.directory, columns={}, roles=roles)
+    if isinstance(found, Fault):
+        raise InputError(found.what)
+    return found
 
 
 def wanted(items: list[Item], config: TaskConfig) -> list[Item]:

@@ -37,8 +37,12 @@ MODEL = tiny_model()
 ANSWERS = {1: 0, 2: 1, 3: 2, 4: 1}  # by line
 
 
+def said(question: str, answer: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
 def asked(directory: Path, rows: list[dict[str, Any]], **changes: Any) -> MultipleChoiceTask:
-    of_kind = {key: changes.pop(key) for key in ("prompt", "scored", "chat", "delimiter") if key in changes}
+    of_kind = {key: changes.pop(key) for key in ("choices", "prompt", "scored", "chat", "delimiter") if key in changes}
     task = task_of(
         directory, TaskKind.multiple_choice, rows, multiple_choice=MultipleChoiceConfig(**of_kind), **changes
     )
@@ -147,6 +151,42 @@ def test_pictures_and_sound_are_shown_in_their_places_or_before(tmp_path: Path, 
     (others,) = measured(task, engine(processor))
     assert np.isfinite(values[0]["log_likelihoods"]).all()
     assert others[0]["log_likelihoods"] != values[0]["log_likelihoods"]
+
+
+def test_the_last_turn_of_a_conversation_may_be_one_of_the_same_choices(tmp_path: Path) -> None:
+    rows = [
+        said("is it?", "yes"),
+        said("or not?", "no"),
+        {"messages": [*said("a", "b")["messages"], *said("c", "no")["messages"]]},
+    ]
+    task = asked(tmp_path, rows, choices=["yes", "no", "maybe so"])
+    (values,) = measured(task, engine(model=MODEL))
+    found = by_line(task, values)
+    assert [found[line]["answer"] for line in (1, 2, 3)] == [0, 1, 1]
+    for line, before in (
+        (1, "is it?"),
+        (3, "a<end_of_turn>\n<start_of_turn>model\nb<end_of_turn>\n<start_of_turn>user\nc"),
+    ):
+        prompt = f"<bos><start_of_turn>user\n{before}<end_of_turn>\n<start_of_turn>model\n"
+        expected = [log_likelihood(prompt, text, FULL) for text in ("yes", "no", "maybe so")]
+        assert found[line]["log_likelihoods"] == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(InputError, match=r"rows.jsonl:2: messages: found 'what' by assistant at the end; expected the"):
+        asked(tmp_path, [rows[0], said("a", "what")], choices=["yes", "no"])
+    with pytest.raises(
+        InputError, match=r"rows.jsonl:1: row: found none \(the row has 'q'\); expected the fields of a"
+    ):
+        asked(tmp_path, [{"q": "a"}], choices=["yes", "no"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"choices": ["a"]}, {"choices": ["a", "a "]}, {"choices": ["a", " "]},
+     {"choices": ["a", "b"], "chat": False}, {"choices": ["a", "b"], "prompt": "q"},
+     {"choices": ["a", "b"], "scored": Scored.letter}],
+)  # fmt: skip
+def test_choices_of_all_rows_that_cannot_be_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"multiple_choice.choices"):
+        MultipleChoiceConfig(**changes)
 
 
 def test_the_prompt_decides_the_fingerprint(tmp_path: Path) -> None:
