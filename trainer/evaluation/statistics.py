@@ -170,27 +170,32 @@ def difference(one: Sample, other: Sample, *, confidence: float) -> Difference:
 def band(curve: Sequence[Sample], *, confidence: float) -> list[Interval]:
     """A simultaneous band: with this confidence, all points of the curve lie within it at once.
 
-    Every point has its BCa interval of one common, higher confidence: the one at which so many of the shared draws
-    lie between the percentiles at all points. Points that move together thus widen it less than others. For a single
-    point it is that point's interval. The points are taken as given: that a frontier was chosen by the same figures
-    makes its points look better than they are, and no band tells.
+    Every point's own interval is stretched by one common factor, on each side of the value by itself: the factor that
+    this share of the shared draws needs to lie within it at all points. Points that move together thus want less of
+    it than others; a single one wants none. Limits may lie beyond what a figure can be, such as a share above one.
+
+    The points are taken as given: that a frontier was chosen by the same figures makes its points look better than
+    they are, and no band tells.
     """
-    table = np.stack([sample.resampled for sample in curve], axis=1)
-    table = table[np.isfinite(table).all(axis=1)]
-    if not len(table) or len(curve) == 1:
-        return [interval(sample, confidence=confidence) for sample in curve]
-    # For each draw and point: how much of chance lies as far out, on either side; the farthest point decides.
-    tails = np.stack([tail_shares(column) for column in table.T], axis=1).min(axis=1)
-    outside = float(np.sort(tails)[math.floor((1 - confidence) * len(tails))])
-    return [interval(sample, confidence=max(confidence, 1 - min(outside, 1.0))) for sample in curve]
-
-
-def tail_shares(values: Float64[np.ndarray, " resamples"]) -> Float64[np.ndarray, " resamples"]:
-    """Twice the share of values that lie as far out as each, on its own side; it counts among them."""
-    ordered = np.sort(values)
-    not_above = np.searchsorted(ordered, values, side="right") / len(values)
-    not_below = 1 - np.searchsorted(ordered, values, side="left") / len(values)
-    return 2 * np.minimum(not_above, not_below)
+    alone = [interval(sample, confidence=confidence) for sample in curve]
+    if len(curve) == 1:
+        return alone
+    farthest = np.zeros(len(curve[0].resampled))
+    for sample, own in zip(curve, alone, strict=True):
+        moved = sample.resampled - sample.value
+        for limit, side in ((own.high, 1), (own.low, -1)):
+            room = side * (limit - own.value)
+            if room > 0:  # else the limit is the value itself, or beyond it: it has nothing to be stretched
+                farthest = np.fmax(farthest, side * moved / room)  # draws without the figure decide nothing
+    factor = max(1.0, float(np.quantile(farthest, confidence, method="higher")))
+    return [
+        Interval(
+            value=own.value,
+            low=min(own.low, own.value - factor * (own.value - own.low)),
+            high=max(own.high, own.value + factor * (own.high - own.value)),
+        )
+        for own in alone
+    ]
 
 
 def limits(sample: Sample, shares: Float64[np.ndarray, " limits"]) -> list[float]:
