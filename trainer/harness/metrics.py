@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures of tasks of lm-evaluation-harness that are functions of sums over items, as ours are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from model.errors import ConfigError
+from trainer.evaluation.metric import Metric, Values, ratio
+
+Sums = Float64[np.ndarray, "*axes parts"]
+Figure = Float64[np.ndarray, "*axes"]
+PLAIN = "none"  # the filter of answers that stay as they are
+AGGREGATIONS = "lm_eval.api.metrics"  # the module of those that are known
+LIKELIHOOD = "log-likelihood"
+
+
+def perplexity(sums: Sums) -> Figure:
+    """Of log-likelihoods, over what they count."""
+    return np.exp(-ratio(sums))
+
+
+def bits(sums: Sums) -> Figure:
+    """Likewise, in bits."""
+    return -ratio(sums) / math.log(2)
+
+
+def one(value: Any) -> tuple[float, ...]:
+    """A value of an item counts once."""
+    return float(value), 1.0
+
+
+def weighted(value: Any) -> tuple[float, ...]:
+    """A value with what it is over, as of a text its log-likelihood and its words."""
+    return float(value[0]), float(value[1])
+
+
+# By the harness's names of its aggregations: what an item adds, how the sums become the figure, and its unit.
+KNOWN: Mapping[str, tuple[Callable[[Any], tuple[float, ...]], Callable[[Sums], Figure], str]] = MappingProxyType({
+    "mean": (one, ratio, "mean over items"),
+    "perplexity": (one, perplexity, "perplexity"),
+    "weighted_perplexity": (weighted, perplexity, "perplexity"),
+    "bits_per_byte": (weighted, bits, "bits per byte"),
+})  # fmt: skip
+
+
+def parts_of(values: Values, *, key: str, parts: Callable[[Any], tuple[float, ...]]) -> tuple[float, ...]:
+    """What an item adds to a figure; one that the harness found nothing of adds nothing."""
+    found = values["metrics"].get(key)
+    return (0.0, 0.0) if found is None else parts(found)
+
+
+def keys_of(names: Sequence[str], filters: Sequence[str]) -> list[str]:
+    """The figures of a task: of every filter of answers each metric, as in ``exact_match,strict-match``."""
+    return [name if kept == PLAIN else f"{name},{kept}" for kept in filters for name in names]
+
+
+def metrics_of(task: Any, filters: Sequence[str], wanted: Sequence[str], label: str) -> tuple[Metric, ...]:
+    """The figures of a task of the harness, or those of them that are wanted.
+
+    Raises:
+        ConfigError: It has no such figure, or one that is no function of sums over items.
+    """
+    aggregations, higher = task.aggregation(), task.higher_is_better()
+    all_of_them = {key: key.split(",")[0] for key in keys_of(list(aggregations), filters)}
+    found = []
+    for key in wanted or all_of_them:
+        if key not in all_of_them:
+            raise ConfigError(f"{label}: has no metric '{key}'; it has {', '.join(all_of_them)}")
+        aggregation = aggregations[all_of_them[key]]
+        name = getattr(aggregation, "__name__", repr(aggregation))
+        if name not in KNOWN or getattr(aggregation, "__module__", "") != AGGREGATIONS:
+            others = [one for one, plain in all_of_them.items() if aggregations[plain] is not aggregation]
+            remedy = f"choose others by metrics=[{','.join(others)}]" if others else "leave the task out"
+            raise ConfigError(
+                f"{label}: its metric '{key}' is put together by '{name}', which is no mean over items, so there is"
+                f" no interval of it here; {remedy}, or run the task by 'matslice lm_eval'"
+            )
+        parts, finish, unit = KNOWN[name]
+        found.append(
+            Metric(
+                name=key, unit=unit, higher_is_better=bool(higher.get(all_of_them[key], True)),
+                parts=partial(parts_of, key=key, parts=parts), finish=finish,
+            )
+        )  # fmt: skip
+    return tuple(found)
