@@ -27,9 +27,9 @@ from trainer.data.supervise import TokenRow
 from trainer.evaluation.calibration import bins_of_one, calibration_error
 from trainer.evaluation.engine import Engine
 from trainer.evaluation.metric import Metric, Values, ratio
-from trainer.evaluation.question import FIELDS, PLACE, QUESTION, question_of
+from trainer.evaluation.question import FIELDS, QUESTION, question_of
 from trainer.evaluation.task import batches_of, distinct, fingerprint_of, modalities_of
-from trainer.evaluation.task_config import MetricName, TaskConfig
+from trainer.evaluation.task_config import PLACE, MetricName, TaskConfig
 from trainer.evaluation.task_rows import RawRow, conversation_of, longest_row, raw_rows
 
 

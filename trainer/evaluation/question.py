@@ -10,7 +10,6 @@ The answer is a place (the first is 0), a choice's text, or its letter or label.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
@@ -20,13 +19,12 @@ from model.errors import InputError
 from model.processor.media import Picture, Recording
 from trainer.data.media import faults_of_media, listed, source_of
 from trainer.data.wording import fields_of, kind
-from trainer.evaluation.task_config import MultipleChoiceConfig, Scored
+from trainer.evaluation.task_config import CHOICES, PLACE, MultipleChoiceConfig, Scored
 from trainer.evaluation.task_rows import RawRow
 
-QUESTION, CHOICES, ANSWER = "question", "choices", "answer"
+QUESTION, ANSWER = "question", "answer"
 FIELDS = (QUESTION, CHOICES, ANSWER, "images", "audio")
 TEXT, LABEL = "text", "label"  # of choices that are two lists
-PLACE = re.compile(r"\{(\w+)\}")  # in a prompt, of a field
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from enum import StrEnum
 from model.errors import ConfigError
 from trainer.data.config import RowFormat
 
+CHOICES = "choices"  # field of a question
+PLACE = re.compile(r"\{(\w+)\}")  # in a prompt, of a field
 TASK_NAME = re.compile(r"\w[\w.-]*")  # it names files
 
 
@@ -86,6 +88,7 @@ class MultipleChoiceConfig:
 
     def __post_init__(self) -> None:
         if not self.choices:
+            self.check_prompt()
             return
         if len(self.choices) < 2 or len({choice.strip() for choice in self.choices} - {""}) < len(self.choices):
             raise ConfigError(
@@ -96,6 +99,20 @@ class MultipleChoiceConfig:
             raise ConfigError(
                 "task: multiple_choice.choices are of conversations, which are their own prompts; leave prompt, scored"
                 " and chat as they are, or choices out"
+            )
+
+    def check_prompt(self) -> None:
+        """Raise ConfigError where the prompt would be the same for all questions, or letters stand for nothing."""
+        fields = PLACE.findall(self.template)
+        if not set(fields) - {CHOICES}:
+            raise ConfigError(
+                f"task: multiple_choice.prompt is {self.prompt!r}, the same for all questions; put a field of the row"
+                " into it, as {question}"
+            )
+        if self.scored is Scored.letter and CHOICES not in fields:
+            raise ConfigError(
+                f"task: multiple_choice.prompt is {self.prompt!r}, but with scored={self.scored} it must list the"
+                " choices: put {choices} into it"
             )
 
     @property

@@ -259,3 +259,13 @@ def test_a_token_over_the_border_counts_with_the_choice(tmp_path: Path) -> None:
         for row in task.questions[0].rows
     ]
     assert said == [[joined, *choice] for choice in ROWS[0]["choices"]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"prompt": "what?"}, "the same for all questions; put a field"), ({"prompt": "{choices}?"}, "the same for all"),
+     ({"prompt": "{question}", "scored": Scored.letter}, "with scored=letter it must list the choices")],
+)  # fmt: skip
+def test_a_prompt_that_does_not_ask_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        MultipleChoiceConfig(**changes)
