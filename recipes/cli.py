@@ -15,6 +15,7 @@ RECIPES = {
     "slice": "cut a smaller model out of a checkpoint",
     "verify": "check a checkpoint: tensors, checksums, lineage",
     "evaluate": "measure sub-models on held-out conversations",
+    "sweep": "measure many sub-models on several tasks, with a report",
     "generate": "answer a prompt",
     "data_preview": "show rows as they are trained on, and how long all are",
     "demo": "show all of it on real text, in minutes",

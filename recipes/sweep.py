@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure many sub-models of one checkpoint on several tasks: one model in memory, what they have in common once.
+
+Results are in ``output``: rows.jsonl (a line per sub-model and task), items/ (what was found of every item),
+report.html to look at, and the same as pictures and tables. A sweep that was stopped goes on with resume=true.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from model.adapter.lora import base_of, check_adapter
+from model.checkpoint.reader import Checkpoint
+from model.config import ModelConfig
+from model.errors import ConfigError
+from model.generation.generate import ids_of_media
+from model.layers.embedding import TablePlacement
+from model.processor.audio import LongAudio
+from model.processor.processor import Processor
+from model.slicing.official import official
+from model.slicing.plan import StoredAs
+from model.slicing.spec import SliceSpec
+from model.tower_config import Modality
+from recipes.build import build_adapted, build_cache, build_processor, find_device
+from recipes.locate import find_checkpoint
+from recipes.output import check_place
+from recipes.program import start
+from recipes.sweep_names import find_slices, find_tasks
+from trainer.config import Device, Precision, WandbMode
+from trainer.data.collate import Collator
+from trainer.evaluation.engine import Engine
+from trainer.evaluation.statistics import StatisticsConfig
+from trainer.evaluation.task import Task
+from trainer.evaluation.task_building import build_tasks
+from trainer.search.space import SpaceConfig
+from trainer.soft_tokens import SharedTowers
+from trainer.sweep.identity import Identity
+from trainer.sweep.page.page import PAGE_FILE, Origin, write_report
+from trainer.sweep.row import Row
+from trainer.sweep.run import About, check, compare, sweep
+from trainer.sweep.run import Progress as Step
+from trainer.sweep.store import Store
+
+PACKAGES = ("matslice", "torch", "tokenizers", "numpy")
+
+
+@dataclass(kw_only=True, slots=True)
+class SweepRecipe:
+    """Measure many sub-models of one checkpoint on several tasks; the model is loaded once."""
+
+    checkpoint: str  # directory or hub name of published weights
+    tasks: Any  # a word or a list: names of conf/task, YAML files like those, lm_eval:NAME
+    output: Path  # directory of the results
+    slices: Any = "official"  # a word or a list: official, grid, names of conf/slice, YAML files like those, CSV tables
+    space: SpaceConfig = field(default_factory=SpaceConfig)  # what slices=grid is all of
+    resume: bool = False  # go on with what is there; sub-models may be added
+    compare: bool = True  # with the whole model: agreement, divergence, differences with their intervals
+    statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
+    adapter_path: Path | None = None  # directory of a trained adapter
+    modalities: list[Modality] | None = None  # towers to load if needed, beside text; null = all
+    long_audio: LongAudio = LongAudio.refuse  # sound of more than 30 s: refuse, truncate, or chunk it into several
+    shared_gib: float = 1.0  # about how much of what sub-models have in common waits in memory; less takes longer
+    stored_as: StoredAs = StoredAs.bf16  # how weights are stored, for the bytes that rows tell
+    mmlu_task: str | None = None  # task whose accuracy goes into the accuracy column of Google's table schema
+    per_layer_table: TablePlacement = TablePlacement.device  # or host, mmap: rows come as needed
+    soft_token_cache: Path | None = None  # directory that keeps what the towers make of images and sound
+    precision: Precision = Precision.fp32
+    device: Device = Device.auto
+    threads: int | None = None  # of the processor; null leaves it to torch
+    wandb: WandbMode = WandbMode.off  # off, offline or online: a table and plots there
+    wandb_project: str = "matslice"
+    tensorboard: bool = False  # figures for TensorBoard, in output
+
+    def __post_init__(self) -> None:
+        if self.shared_gib < 0:
+            raise ConfigError(f"shared_gib is {self.shared_gib}; it is an amount of memory, 0 or more")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads is {self.threads}; it must be at least 1, or null")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All of a sweep but the model: found, read and checked before it is loaded.
+
+    Args:
+        config: The checkpoint's, without the towers that are not wanted.
+        reference: What all are compared with, if they are: the whole model.
+        specs: The sub-models, the reference among them.
+    """
+
+    checkpoint: Path
+    config: ModelConfig
+    processor: Processor
+    tasks: list[Task]
+    specs: list[SliceSpec]
+    reference: SliceSpec | None
+
+
+def run(recipe: SweepRecipe) -> None:
+    """Measure what is not measured yet; print a table, and say where the report is."""
+    rows = measure(recipe)
+    Console(width=None if sys.stdout.isatty() else 200).print(table(rows))
+    print(f"{recipe.output / PAGE_FILE}: to look at; beside it the same as pictures and tables")
+
+
+def measure(recipe: SweepRecipe) -> list[Row]:
+    """The rows of all sub-models on all tasks, in the order they are written in; files as the module says.
+
+    Raises:
+        MatsliceError: A word, a file, the checkpoint or what is in ``output`` cannot be used.
+    """
+    check_place(recipe.output)
+    prepared = prepare(recipe)
+    about = About(
+        config=prepared.config, stored_as=recipe.stored_as, officials=official(prepared.config.text),
+        versions={name: version(name) for name in PACKAGES},
+    )  # fmt: skip
+    check(prepared.config, prepared.tasks, prepared.specs)
+    store = Store(recipe.output, identity_of(recipe, prepared), prepared.specs, resume=recipe.resume)
+    try:
+        wanted = [(spec.name, task.name) for task in prepared.tasks for spec in prepared.specs]
+        if set(wanted) <= store.rows.keys():
+            rows = [store.rows[key] for key in wanted]
+        else:
+            with progress_bar() as show:
+                engine = build_engine(recipe, prepared)
+                rows = sweep(engine, prepared.tasks, prepared.specs, store, about, show)
+        report(recipe, prepared, store, rows)
+    finally:
+        store.close()
+    return rows
+
+
+def prepare(recipe: SweepRecipe) -> Prepared:
+    """Everything that can be wrong is found here."""
+    checkpoint = find_checkpoint(recipe.checkpoint)
+    config = ModelConfig.read(checkpoint)
+    if recipe.modalities is not None:
+        config = config.only(recipe.modalities)
+    written, _theirs = find_tasks(recipe.tasks)
+    specs = find_slices(recipe.slices, recipe.space, config.text)
+    reference = None
+    if recipe.compare:
+        reference = next((spec for spec in specs if spec.is_full(config.text)), SliceSpec.full(config.text))
+        if reference not in specs:
+            specs = [reference, *specs]
+    if recipe.adapter_path is not None:
+        check_adapter(config, recipe.adapter_path, table=recipe.per_layer_table)
+    processor = build_processor(None, checkpoint, config, long_audio=recipe.long_audio, long_audio_key="long_audio")
+    tasks = build_tasks(written, processor, has_reference=recipe.compare)
+    if recipe.mmlu_task not in (None, *(task.name for task in tasks)):
+        raise ConfigError(
+            f"mmlu_task is '{recipe.mmlu_task}', which is none of the tasks ({', '.join(task.name for task in tasks)});"
+            " name one of them, or null"
+        )
+    return Prepared(checkpoint, config, processor, tasks, specs, reference)
+
+
+def identity_of(recipe: SweepRecipe, prepared: Prepared) -> Identity:
+    """What decides the figures."""
+    device = find_device(recipe.device)
+    return Identity(
+        model=fingerprint_of(prepared.checkpoint, recipe.adapter_path),
+        dtype=str(recipe.precision.dtype).removeprefix("torch."),
+        reference=prepared.reference,
+        statistics=recipe.statistics,
+        tasks=prepared.tasks,
+        settings={"stored_as": recipe.stored_as.value, "modalities": sorted(prepared.config.modalities)},
+        surroundings={"device": device.type, **{name: version(name) for name in PACKAGES}},
+    )
+
+
+def fingerprint_of(checkpoint: Path, adapter: Path | None) -> str:
+    """Of the weights, and of the adapter's files where there is one."""
+    own = Checkpoint.open(checkpoint).fingerprint()
+    if adapter is None:
+        return own
+    digest = hashlib.sha256(own.encode())
+    for path in sorted(adapter.glob("adapter_*")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def build_engine(recipe: SweepRecipe, prepared: Prepared) -> Engine:
+    """The model, with those towers that some task needs."""
+    config, device = prepared.config, find_device(recipe.device)
+    needed = {Modality.text}.union(*(task.modalities for task in prepared.tasks))
+    if recipe.adapter_path is not None:
+        needed |= set(check_adapter(config, recipe.adapter_path, table=recipe.per_layer_table))
+    loaded = [modality for modality in config.modalities if modality in needed]
+    if idle := [modality for modality in config.modalities if modality not in loaded]:
+        print(f"loads {' and '.join(loaded)}; no task needs {' or '.join(idle)}", file=sys.stderr)
+    model = build_adapted(
+        prepared.checkpoint, recipe.adapter_path, dtype=recipe.precision.dtype, device=device, modalities=loaded,
+        per_layer_table=recipe.per_layer_table,
+    )  # fmt: skip
+    gemma, processor = base_of(model), prepared.processor
+    cache = build_cache(recipe.soft_token_cache, gemma, processor, device)
+    return Engine(
+        model=model, tokenizer=processor.tokenizer, collator=Collator(processor.tokenizer.pad_id, processor, cache),
+        towers=SharedTowers(gemma, cache), reference=prepared.reference, kept_bytes=int(recipe.shared_gib * 2**30),
+        unsaid=ids_of_media(config),
+    )  # fmt: skip
+
+
+def report(recipe: SweepRecipe, prepared: Prepared, store: Store, rows: Sequence[Row]) -> None:
+    """What is made of the rows: the page with its pictures and tables, and what other programs are told."""
+    comparisons = None
+    if (parent := prepared.reference) is not None:
+        comparisons = {task.name: compare(task, prepared.specs, store, parent=parent) for task in prepared.tasks}
+    write_report(
+        rows, recipe.output, config=prepared.config.text, comparisons=comparisons, mmlu_task=recipe.mmlu_task,
+        origin=Origin(
+            title=f"Sub-models of {prepared.checkpoint.name}", parent=recipe.checkpoint,
+            command=["matslice", "sweep", *sys.argv[1:]],
+        ),
+    )  # fmt: skip
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[Step], None]]:
+    """Something to be told how far a sweep is; a bar on a terminal, on standard error."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("batches"), TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as shown:
+        bars: dict[str, Any] = {}
+
+        def show(step: Step) -> None:
+            what = f"{step.task} ({step.task_number} of {step.num_tasks}), {step.num_specs} sub-models"
+            if step.task not in bars:
+                bars[step.task] = shown.add_task(what, total=step.num_batches)
+            shown.update(bars[step.task], completed=step.batches_done)
+            if not console.is_terminal and step.batches_done == step.num_batches and step.num_specs:
+                print(f"{what}: measured", file=sys.stderr, flush=True)
+
+        yield show
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """The main figure of each task for every sub-model, for a terminal."""
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    found = {(row.spec.name, row.task): row for row in rows}
+    shown = Table()
+    shown.add_column("sub-model")
+    shown.add_column("effective", justify="right")
+    for task in tasks:
+        metric = next(iter(next(row for row in rows if row.task == task).metrics))
+        shown.add_column(f"{task}: {metric.replace('_', ' ')}", justify="right")
+    for name in dict.fromkeys(row.spec.name for row in rows):
+        own = [found[name, task] for task in tasks]
+        figures = [next(iter(row.metrics.values())) for row in own]
+        shown.add_row(
+            name, f"{own[0].effective_parameters:,}",
+            *(f"{one.value:.4f} ({one.low:.4f} to {one.high:.4f})" for one in figures),
+        )  # fmt: skip
+    return shown
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run from a command line; return the exit status."""
+    return start("sweep", SweepRecipe, run, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
