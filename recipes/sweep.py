@@ -43,6 +43,8 @@ from trainer.evaluation.engine import Engine
 from trainer.evaluation.statistics import StatisticsConfig
 from trainer.evaluation.task import Task
 from trainer.evaluation.task_building import build_tasks
+from trainer.harness.config import HarnessConfig
+from trainer.harness.task import harness_tasks
 from trainer.search.space import SpaceConfig
 from trainer.soft_tokens import SharedTowers
 from trainer.sweep.identity import Identity
@@ -67,6 +69,7 @@ class SweepRecipe:
     resume: bool = False  # go on with what is there; sub-models may be added
     compare: bool = True  # with the whole model: agreement, divergence, differences with their intervals
     statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
+    lm_eval: HarnessConfig = field(default_factory=HarnessConfig)  # how tasks of lm-evaluation-harness are asked
     adapter_path: Path | None = None  # directory of a trained adapter
     modalities: list[Modality] | None = None  # towers to load if needed, beside text; null = all
     long_audio: LongAudio = LongAudio.refuse  # sound of more than 30 s: refuse, truncate, or chunk it into several
@@ -148,7 +151,7 @@ def prepare(recipe: SweepRecipe) -> Prepared:
     config = ModelConfig.read(checkpoint)
     if recipe.modalities is not None:
         config = config.only(recipe.modalities)
-    written, _theirs = find_tasks(recipe.tasks)
+    written, theirs = find_tasks(recipe.tasks)
     specs = find_slices(recipe.slices, recipe.space, config.text)
     reference = None
     if recipe.compare:
@@ -158,7 +161,11 @@ def prepare(recipe: SweepRecipe) -> Prepared:
     if recipe.adapter_path is not None:
         check_adapter(config, recipe.adapter_path, table=recipe.per_layer_table)
     processor = build_processor(None, checkpoint, config, long_audio=recipe.long_audio, long_audio_key="long_audio")
-    tasks = build_tasks(written, processor, has_reference=recipe.compare)
+    tasks: list[Task] = []
+    if written or not theirs:
+        tasks += build_tasks(written, processor, has_reference=recipe.compare)
+    for name in theirs:
+        tasks += harness_tasks(name, recipe.lm_eval, processor, checkpoint=checkpoint)
     if recipe.mmlu_task not in (None, *(task.name for task in tasks)):
         raise ConfigError(
             f"mmlu_task is '{recipe.mmlu_task}', which is none of the tasks ({', '.join(task.name for task in tasks)});"
