@@ -6,6 +6,8 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 JOBS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
+# DeepSpeed is installed apart from all else, in an environment that finds the rest in .venv.
+WITH_DEEPSPEED := .venv-deepspeed
 # Python compiles what is imported when it is; pip would compile all there is, one file after the other.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 # Tests stay beside those of their file, for the sake of its fixtures, until a process has no more of its own.
@@ -22,7 +24,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export WANDB_MODE ?= offline
 
-.PHONY: help setup demo test test-slow test-gpu check format bench-forward bench-cache bench-slice bench-train bench-gpu clean
+.PHONY: help setup demo test test-slow test-gpu test-deepspeed check format bench-forward bench-cache bench-slice bench-train bench-gpu clean
 
 help:
 	@echo 'make setup          .venv with everything the other targets need'
@@ -30,6 +32,7 @@ help:
 	@echo 'make test           the test suite (no network, no GPU)'
 	@echo 'make test-slow      the tests that take longer'
 	@echo 'make test-gpu       the tests that need a CUDA device'
+	@echo 'make test-deepspeed the tests that need DeepSpeed, which it installs in .venv-deepspeed'
 	@echo 'make check          format, lint, types, import layering, file lengths'
 	@echo 'make format         rewrite the sources as make check wants them'
 	@echo 'make bench-forward  the decoder against transformers, and what each sub-model costs'
@@ -62,6 +65,16 @@ test-slow: $(READY)
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu
 
+test-deepspeed: $(WITH_DEEPSPEED)/.ready
+	$(WITH_DEEPSPEED)/bin/python -m pytest tests/trainer/test_processes_zero.py tests/recipes/test_train_zero.py
+
+$(WITH_DEEPSPEED)/.ready: $(READY)
+	$(BIN)/python -m venv --clear $(WITH_DEEPSPEED)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(WITH_DEEPSPEED)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
+	$(WITH_DEEPSPEED)/bin/python -m pip install --quiet --no-compile --constraint constraints.txt deepspeed
+	@touch $@
+
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -89,4 +102,4 @@ bench-gpu: $(READY)
 	$(BIN)/python -m tests.bench.training_gpu
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf .venv $(WITH_DEEPSPEED) .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -146,8 +146,9 @@ def zero_config(config: TrainerConfig, num_processes: int) -> dict[str, Any]:
         if key == "gradient_accumulation_steps" and found == 1:
             continue  # what Accelerate says where nothing is said
         if found not in (None, "auto") and found != value:
+            own = f"{value:g}" if value else "null"
             raise ConfigError(
-                f'{WHERE} has {key}={found}, but {ours} is {value:g}; set {key} to "auto" there, or make both alike'
+                f'{WHERE} has {key}={found}, but {ours} is {own}; set {key} to "auto" there, or make both alike'
             )
     zero = {key: value for key, value in asked[ZERO].items() if key in ZERO_HANDED_ON and value != "auto"}
     zero[OFFLOADING] = {key: value for key, value in (zero.get(OFFLOADING) or {}).items()

@@ -6,7 +6,6 @@ accelerate launch … -m tests.trainer.process_runs '[{"output": "…", "sharded
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import os
@@ -26,6 +25,7 @@ from model.freezing import Part
 from model.recompute import RecomputeConfig
 from tests.trainer.parts import Hook, elastic, media_trainer, tiny_trainer, trainer_config
 from tests.trainer.streams import streamed
+from tests.trainer.zero_on_cpu import compile_nothing
 from trainer.average import AverageConfig
 from trainer.elastic import ElasticPolicy
 from trainer.loop import Trainer
@@ -51,9 +51,7 @@ def build(wishes: dict[str, Any]) -> Trainer:
     if stage is not None:
         os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"] = str(stage)
         os.environ["ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"] = offloaded
-        # It would be compiled for half a minute by each process, to add up what is not added up in training.
-        os.environ["DS_ACCELERATOR"] = "cpu"
-        vars(importlib.import_module("deepspeed.comm.torch"))["build_shm_op"] = lambda: None
+        compile_nothing()
     output = Path(wishes.pop("output"))
     if (source := wishes.pop("goes_on_from", None)) is not None:
         wishes["resume"] = True

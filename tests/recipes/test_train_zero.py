@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``matslice train`` with DeepSpeed's config file: small buckets, sent while others fill; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from recipes.cli import main
+from tests.recipes.process_commands import STATUS_FILE
+from tests.trainer.test_processes import ROOT, free_port
+from tests.trainer.test_processes_sharded import CONFIG_FILES
+from trainer.sinks import METRICS_FILE, read_records
+from trainer.zero_config import is_installed
+
+PLAIN = ["adapter=none", "data.max_length_tokens=64", "trainer.eval_every=1"]
+# Frozen weights of bfloat16, on which DeepSpeed is not to lay its hands.
+FROZEN = ["adapter=attention", "trainer.per_layer_table=mmap", "trainer.precision=bf16", "data.max_length_tokens=64"]
+COMPILED = ["adapter=none", "data.max_length_tokens=64", "trainer.compile=true"]
+TRAINED = {"plain": PLAIN, "frozen": FROZEN, "compiled": COMPILED}
+REFUSED = {
+    "skipping": [
+        "+slice@sizes.short=full",
+        "sizes.short.name=short",
+        "sizes.short.skip_layers=[3,4,5]",
+        "elastic=sandwich",
+    ],
+    "adafactor": ["optim=adafactor"],
+    "unclipped": ["trainer.max_grad_norm=null"],  # DeepSpeed's file says otherwise
+}
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not is_installed(), reason="DeepSpeed is not installed: make test-deepspeed"),
+]
+
+
+@pytest.fixture(scope="module")
+def base(weights: Path, chat: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of two processes, all in one launch, and the same of one process with both's micro-batches."""
+    base = tmp_path_factory.mktemp("zero")
+    file = base / "zero.json"
+    file.write_text(json.dumps({
+        "zero_optimization": {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 2000,
+                              "allgather_bucket_size": 3000, "round_robin_gradients": True},
+        "train_micro_batch_size_per_gpu": "auto", "gradient_clipping": 1.0,
+    }))  # fmt: skip
+    launcher = yaml.safe_load((CONFIG_FILES / "deepspeed.yaml").read_text())
+    del launcher["mixed_precision"]  # as Accelerate would have it beside a file of DeepSpeed's
+    launcher["deepspeed_config"] = {"deepspeed_config_file": str(file), "zero3_init_flag": False}
+    (base / "launcher.yaml").write_text(yaml.safe_dump(launcher))
+    common = [f"data.train=[{chat}]", "trainer=cpu", "trainer.max_steps=3", f"checkpoint={weights}",
+              f"data.validation=[{chat}]", "trainer.batch_size=1", "trainer.log_every=1",
+              "schedule.warmup_steps=0"]  # fmt: skip
+    for name, words in TRAINED.items():
+        own = ["trainer.gradient_accumulation=2", f"trainer.output={base / name}_one"]
+        assert main(["train", *common, *words, *own]) == 0
+    commands = [["train", *common, *words, "trainer.gradient_accumulation=1", f"trainer.output={base / name}"]
+                for name, words in {**TRAINED, **REFUSED}.items()]  # fmt: skip
+    launched = [
+        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(base / "launcher.yaml"),
+        "--num_processes", "2", "--main_process_port", str(free_port()), "-m", "tests.recipes.process_commands_zero",
+        str(base), json.dumps(commands),
+    ]  # fmt: skip
+    with (base / "told").open("w") as told:
+        subprocess.run(launched, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=840,
+                       stderr=told)  # fmt: skip
+    return base
+
+
+def test_each_process_ends_as_its_run_does(base: Path) -> None:
+    statuses = [0] * len(TRAINED) + [2] * len(REFUSED)
+    assert [json.loads((base / STATUS_FILE.format(process)).read_text()) for process in (0, 1)] == [statuses] * 2
+
+
+@pytest.mark.parametrize("name", list(TRAINED))
+def test_runs_of_divided_states_are_those_of_one_process(base: Path, name: str) -> None:
+    _, *alone = read_records(base / f"{name}_one" / METRICS_FILE)
+    _, *together = read_records(base / name / METRICS_FILE)
+    kinds = [record["kind"] for record in together]
+    assert kinds == [record["kind"] for record in alone]
+    assert kinds.count("train") == 3
+    # Sums in another order, and up to three steps of Adam; bfloat16 rounds to three digits what comes of it.
+    assert [record["loss"] for record in together] == pytest.approx(
+        [record["loss"] for record in alone], abs=2e-3 if name == "frozen" else 1e-4
+    )
+    norms, their_norms = ([r["gradient_norm"] for r in run if r["kind"] == "train"] for run in (together, alone))
+    assert norms[0] == pytest.approx(their_norms[0], rel=1e-3 if name == "frozen" else 1e-5)
+    assert norms == pytest.approx(their_norms, rel=1e-2 if name == "frozen" else 5e-4)
+
+
+def test_what_is_refused_is_told_by_name_and_begins_no_run(base: Path) -> None:
+    told = (base / "told").read_text()
+    for words in ("layers that a sub-model of sizes skips", "optim.name is adafactor",
+                  "gradient_clipping=1.0, but trainer.max_grad_norm is null"):  # fmt: skip
+        assert words in told
+    assert not any((base / name / METRICS_FILE).exists() for name in REFUSED)
