@@ -103,5 +103,6 @@ def test_sub_models_added_after_a_kill(server: Server, left_alone: Path, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_sweeps_killed_at_very_many_random_moments(server: Server, left_alone: Path, tmp_path: Path) -> None:
-    check_killed(server, left_alone, tmp_path, kills=40, each=6)
+    check_killed(server, left_alone, tmp_path, kills=24, each=6)
