@@ -8,33 +8,37 @@ that goes wrong is ours, and comes with its traceback.
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from model.errors import ConfigError
-from recipes.cli import INTERRUPTED
+from recipes.cli import INTERRUPTED, spoken
+from recipes.job_records import Ended, JobStatus
 from recipes.jobs import (
     TERMINATED,
-    Outcome,
-    begin_sweep,
-    end_sweep,
+    Attempt,
+    attempted,
     explain_launcher,
-    is_elsewhere,
+    rank_of_process,
     refuse_launcher,
+    refuse_search,
     run_elsewhere,
 )
-from recipes.quoting import is_override, is_sweep, quote_free_text, refuse_repeated
+from recipes.multirun import BEGUN, Multirun, account, launching, notes_of
+from recipes.quoting import is_override, quote_free_text, refuse_repeated
+from recipes.repeating import command_of, is_swept, swept_words
 from recipes.schema import register_schema
 from recipes.wording import FROM_DISK, REFUSALS, check_keys, explain, explain_missing, explain_override
 
@@ -42,9 +46,7 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 REFUSED = 2  # exit status
 CLOSED = 141  # as of shells: a closed pipe
 SEVERAL_PROCESSES = "LOCAL_RANK"  # what launchers of distributed runs set
-SWEEPING = {"--multirun", "-m"}
 Complete = Callable[[DictConfig, Sequence[str]], DictConfig]
-ESCAPED = re.compile(r"\\([\\()\[\]{}:=, \t])")  # the characters with a meaning in Hydra's grammar
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,13 @@ class Asked:
 
     name: str
     schema: type
-    run: Callable[[Any], None]
+    run: Callable[[Any], float | None]
     arguments: Sequence[str]
     complete: Complete | None
     shows_all: bool
 
-    def do(self, cfg: DictConfig) -> tuple[int, str]:
-        """Run the recipe with this config; give the exit status, and what is wrong with the config."""
+    def do(self, cfg: DictConfig) -> Attempt:
+        """Run the recipe with this config; say what came of it, and what is wrong with the config."""
         try:
             check_keys(cfg)
             if self.complete is not None:
@@ -71,18 +73,28 @@ class Asked:
             if missing := OmegaConf.missing_keys(cfg):
                 raise ConfigError(explain_missing(missing, recipe=self.name))
             with leaving_when_closed():  # here: of errors that leave a job, Hydra prints a line
-                self.run(OmegaConf.to_object(cfg))
+                value = self.run(OmegaConf.to_object(cfg))
         except (*REFUSALS, *FROM_DISK) as error:
             if self.shows_all:
                 raise
-            return REFUSED, explain(error, recipe=self.name, schema=self.schema)
-        return 0, ""
+            return Attempt(REFUSED, explain(error, recipe=self.name, schema=self.schema))
+        return Attempt(0, value=value)
 
-    def where(self) -> str:
-        """What an error in a job begins with: a sweep goes on with its other jobs, so it says which one this was."""
-        if HydraConfig.get().mode is not RunMode.MULTIRUN:
-            return ""
-        return f"in {' '.join(as_typed(HydraConfig.get().overrides.task, self.arguments, self.schema))}: "
+    def do_one_of_several(self, cfg: DictConfig, multirun: str) -> Ended:
+        """Run the recipe with this config as a job of the multirun of that name, and say how it ended."""
+        hydra_cfg = HydraConfig.get()
+        number, overrides = hydra_cfg.job.num, hydra_cfg.overrides.task
+        known = Ended(job=number, status=JobStatus.running, output=output_of(cfg))
+        words = " ".join(swept_words(overrides, self.arguments, self.schema))
+        said = f"job {number} ({words}): " if words else f"job {number}: "
+        if (here := BEGUN.get(multirun)) is None:
+            notes, launcher = notes_of(Path(hydra_cfg.sweep.dir), multirun), hydra_cfg.runtime.choices["hydra/launcher"]
+            return run_elsewhere(notes, known, lambda: self.do(cfg), launcher=launcher, said=said)
+        ended, leaving = attempted(lambda: self.do(cfg), known, said=said)
+        here.take(ended)
+        if leaving is not None:
+            raise leaving
+        return ended
 
     def explain(self, error: Exception) -> str | None:
         """What is wrong, if it came up outside of jobs and is not ours."""
@@ -92,14 +104,15 @@ class Asked:
             case _ if isinstance(error, REFUSALS):
                 return explain(error, recipe=self.name, schema=self.schema)
             case ValueError() | AssertionError():
-                return explain_override(error)
+                return explain_override(error) or explain_launcher(error)
             case _:
                 return explain_launcher(error)
 
 
 def start(
-    name: str, schema: type, run: Callable[[Any], None], arguments: Sequence[str], *, complete: Complete | None = None
-) -> int:
+    name: str, schema: type, run: Callable[[Any], float | None], arguments: Sequence[str], *,
+    complete: Complete | None = None, gives: str | None = None,
+) -> int:  # fmt: skip
     """Run a recipe with command-line arguments; return the exit status.
 
     Args:
@@ -107,39 +120,50 @@ def start(
         schema: The dataclass of what it can be told.
         run: What it does, given that dataclass, filled.
         complete: Puts in what is not said but known from elsewhere; is also given the values as they were written.
+        gives: What the number is that ``run`` returns, by which searches choose; None if it returns none.
     """
     register_schema(name, schema)
     asked = Asked(name, schema, run, arguments, complete, shows_all=os.environ.get(FULL_ERROR) == "1")
-    sweep, status = begin_sweep(), 0
+    multirun = Multirun(lambda passed: command_of(passed, name, arguments, schema), gives, rank_of_process() == 0)
+    of_several, status = multirun.name, 0  # the name alone: jobs are sent to other processes
 
-    def job(cfg: DictConfig) -> Outcome | None:
+    def job(cfg: DictConfig) -> Ended | None:
         nonlocal status
-        if is_elsewhere(sweep):
-            return run_elsewhere(sweep, HydraConfig.get().job.num, asked.where(), lambda: asked.do(cfg))
-        ended, told = asked.do(cfg)
-        if ended != 0:
-            status = refuse(asked.where() + told)
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            return asked.do_one_of_several(cfg, of_several)
+        came = asked.do(cfg)
+        if came.exit_status != 0:
+            status = refuse(came.told)
         return None
 
-    app = hydra.main(version_base="1.3", config_path="pkg://conf", config_name=name)(job)
+    app, stopped = hydra.main(version_base="1.3", config_path="pkg://conf", config_name=name)(job), False
     try:
         refuse_launcher(arguments, swept=is_swept(arguments), several_processes=SEVERAL_PROCESSES in os.environ)
-        with command_line(name, arguments, schema), unwound_when_terminated(), leaving_when_closed():
+        refuse_search(arguments, name=spoken(name), gives=gives)
+        hearing = unwound_when_terminated(), leaving_when_closed()
+        with command_line(name, arguments, schema), hearing[0], hearing[1], launching(multirun):
             app()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        status = INTERRUPTED
+        stopped, status = True, INTERRUPTED
     except SystemExit as leaving:  # --help, and what argparse objects to
-        status = leaving.code if isinstance(leaving.code, int) else 0
+        stopped, status = True, leaving.code if isinstance(leaving.code, int) else 0
     except Exception as error:
         if (told := asked.explain(error)) is None:
             raise
         status = refuse(told)
     finally:
-        elsewhere = end_sweep(sweep)
-        for outcome in elsewhere:
-            refuse(outcome.told)
-    return status or next((outcome.status for outcome in elsewhere), 0)
+        accounted = account(multirun, status=status, stopped=stopped, silent=status == CLOSED)
+    return accounted
+
+
+def output_of(cfg: DictConfig) -> str | None:
+    """The directory or file that a recipe is to write, by the keys that recipes have for it."""
+    for key in ("trainer.output", "output"):
+        with suppress(OmegaConfBaseException):  # what is wrong with it is told by the job
+            if (found := OmegaConf.select(cfg, key)) is not None:
+                return str(found)
+    return None
 
 
 def refuse(message: str) -> int:
@@ -157,17 +181,6 @@ def leaving_when_closed() -> Iterator[None]:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(CLOSED)
-
-
-def as_typed(passed: Sequence[str], arguments: Sequence[str], schema: type) -> Iterator[str]:
-    """The words of a sweep's job as its user wrote them; of those that are swept, what the job has of them."""
-    whole = {
-        word.partition("=")[0]: word
-        for word in arguments
-        if is_override(word) and not is_sweep(quote_free_text(word, schema, swept=True))
-    }
-    for word in passed:
-        yield whole.get(word.partition("=")[0]) or ESCAPED.sub(r"\1", word)
 
 
 @contextmanager
@@ -205,8 +218,3 @@ def command_line(name: str, arguments: Sequence[str], schema: type) -> Iterator[
             del os.environ[FULL_ERROR]
         else:
             os.environ[FULL_ERROR] = full_error
-
-
-def is_swept(arguments: Sequence[str]) -> bool:
-    """Whether a command line asks for several jobs."""
-    return not SWEEPING.isdisjoint(arguments)

@@ -38,9 +38,13 @@ from trainer.timing import nothing_left
 from trainer.trained import WEIGHTS
 from trainer.weights import Weights, adapter_weights, model_weights
 
+GIVES = "the lowest validation loss (data.validation must be given)"
 
-def run(recipe: TrainRecipe) -> None:
-    """Train; the newest weights are always in ``weights`` in the run's directory.
+
+def run(recipe: TrainRecipe) -> float | None:
+    """Train, and give the lowest validation loss, as trainer.monitor has it; None if no loss was measured.
+
+    The newest weights are always in ``weights`` in the run's directory.
 
     A run that a signal ended is saved, and the program's exit status is the shells' for it: 143, or 130.
     """
@@ -59,7 +63,7 @@ def run(recipe: TrainRecipe) -> None:
     if accelerator.is_main_process:
         write_whole(recipe.trainer.output / CONFIG_FILE, written_out(recipe))
     if is_at_its_end(recipe, prepared, directory):
-        return
+        return directory.state.best_loss
     rows_of_step = rows_per_step(prepared.trainer, accelerator.num_processes)
     if accelerator.is_main_process:
         tell_what_is_trained(recipe, prepared, rows_of_step)
@@ -98,6 +102,7 @@ def run(recipe: TrainRecipe) -> None:
         tell_the_end(recipe, state, prepared.trainer, trainer.ending)
     if trainer.ending is not None and trainer.ending.signal is not None:
         sys.exit(128 + trainer.ending.signal)
+    return state.best_loss
 
 
 def tell_what_is_trained(recipe: TrainRecipe, prepared: Prepared, rows_of_step: int) -> None:
@@ -214,7 +219,7 @@ def closed_on_failure(sinks: Sequence[Sink]) -> Iterator[None]:
 
 def main(arguments: Sequence[str]) -> int:
     """Run from a command line; return the exit status."""
-    return start("train", TrainRecipe, run, arguments, complete=complete)
+    return start("train", TrainRecipe, run, arguments, complete=complete, gives=GIVES)
 
 
 if __name__ == "__main__":

@@ -28,17 +28,23 @@ from yaml import YAMLError
 
 from model.errors import ConfigError, MatsliceError
 from recipes.cli import spoken
-from recipes.jobs import SUBMITIT
+from recipes.jobs import JOBLIB, SUBMITIT
 from recipes.schema import choices
 
 REFUSALS = (MatsliceError, HydraException, OmegaConfBaseException, YAMLError)  # all that a user can cause
 FROM_DISK = (OSError, SafetensorError)  # a full disk, a path of the user's that cannot be written
+OF_EXTRAS = ("hydra/launcher", "hydra/sweeper")
+EXTRAS = (  # what names in these groups begin with, the extra that brings them, and what it does
+    (SUBMITIT, "slurm", "submits jobs"), (JOBLIB, "joblib", "runs jobs side by side"),
+    ("optuna", "optuna", "searches for values"),
+)  # fmt: skip
 KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 NOT_OF_KIND = re.compile(
     r"Value (?P<value>'.*') (of type '\w+' could not be converted to|is not a valid) (?P<kind>\w+)"
 )
 NOT_A_CHOICE = re.compile(r"Invalid value (?P<value>'.*'), expected one of \[(?P<choices>.*)\]")
 NOT_A_GROUP = re.compile(r"Could not override '(?P<key>[^']*)'\. No match in the defaults list")
+NOT_BY_THIS_SWEEPER = re.compile(r"does not support sweep type")
 NOT_A_SLICE = re.compile(r"Invalid type assigned: dict is not a subclass of SliceConfig")
 NOT_A_VALUE = re.compile(r"Invalid type assigned: \w+ is not a subclass of \w+\. value: (?P<value>.*)")
 NOT_TEXT = re.compile(r"Cannot convert '(?P<kind>\w+)' to string")
@@ -68,6 +74,8 @@ def explain(error: Exception, *, recipe: str, schema: type) -> str:
             return f"{place}{error.strerror or error}; it could not be read or written (HYDRA_FULL_ERROR=1 shows where)"
         case SafetensorError():
             return f"a weight file could not be read or written: {error}"
+        case _ if NOT_BY_THIS_SWEEPER.search(str(error)):
+            return "interval(…) and the like are for searches: add hydra/sweeper=optuna, or list values as in a=1,2"
         case _ if found := NOT_A_GROUP.match(str(error)):
             return unknown_key(found["key"], keys=[known.name for known in dataclasses.fields(schema)])
         case _:
@@ -84,8 +92,9 @@ def explain_missing_file(error: MissingConfigException) -> str:
     """A group has no such file."""
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
     options = error.options or choices(group)  # Hydra also knows the files of --config-dir
-    if group == "hydra/launcher" and name.startswith(SUBMITIT) and not any(one.startswith(SUBMITIT) for one in options):
-        return f"{group}={name}: the extra that submits jobs is not installed; pip install 'matslice[slurm]'"
+    for kind, extra, what in EXTRAS:
+        if group in OF_EXTRAS and name.startswith(kind) and not any(one.startswith(kind) for one in options):
+            return f"{group}={name}: the extra that {what} is not installed; pip install 'matslice[{extra}]'"
     if not group:
         return f"there is no conf/{name}.yaml; recipes are {listed(choices(''))}"
     return (

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-import pickle
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,7 +16,6 @@ import psutil
 import pytest
 
 from recipes.cli import main
-from recipes.jobs import Outcome, begin_sweep, end_sweep
 from tests.trainer.parts import losses
 
 ROOT = Path(__file__).parents[2]
@@ -88,18 +87,19 @@ def words_of(process: subprocess.Popen[str]) -> str:
         process.kill()
 
 
-def test_an_outcome_comes_back_by_being_unpickled_where_its_sweep_was_begun() -> None:
-    sweep, other = begin_sweep(), begin_sweep()
-    sent = [pickle.dumps(Outcome(sweep, number, status, "no")) for number, status in ((2, 2), (0, 0), (1, 143), (1, 2))]
-    for outcome in sent:
-        pickle.loads(outcome)  # noqa: S301 - our own
-    assert [(found.number, found.status) for found in end_sweep(sweep)] == [(1, 143), (2, 2)]
-    assert end_sweep(other) == []
-
-
-def test_a_launcher_that_would_not_be_used_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*words, "hydra/launcher=submitit_slurm", "trainer.output=x"]) == 2
-    assert "hydra/launcher=submitit_slurm starts the jobs of --multirun only" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("hydra/launcher=submitit_slurm", "starts the jobs of --multirun only"),
+        ("hydra/launcher=joblib", "starts the jobs of --multirun only"),
+        ("hydra/sweeper=optuna", "chooses the jobs of --multirun only"),
+    ],
+)
+def test_a_launcher_that_would_not_be_used_is_refused(
+    word: str, told: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, word, "trainer.output=x"]) == 2
+    assert f"{word} {told}" in capsys.readouterr().err
 
 
 def test_several_processes_do_not_submit_the_same_jobs_each(
@@ -108,15 +108,25 @@ def test_several_processes_do_not_submit_the_same_jobs_each(
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert main([*words, *SUBMIT, "trainer.output=x"]) == 2
     assert "give each job hydra.launcher.tasks_per_node" in capsys.readouterr().err
+    assert main([*words, "--multirun", "hydra/launcher=joblib"]) == 2
+    assert "each of which would start all jobs" in capsys.readouterr().err
+    assert main([*words, "--multirun", "hydra/sweeper=optuna"]) == 2
+    assert "each of which would choose jobs of its own" in capsys.readouterr().err
 
 
-def test_a_launcher_without_its_extra_is_refused(words: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_EXTRA, *words, *SUBMIT], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("hydra/launcher=submitit_local", "submits jobs is not installed; pip install 'matslice[slurm]'"),
+        ("hydra/launcher=joblib", "runs jobs side by side is not installed; pip install 'matslice[joblib]'"),
+        ("hydra/sweeper=optuna", "searches for values is not installed; pip install 'matslice[optuna]'"),
+    ],
+)
+def test_a_launcher_without_its_extra_is_refused(word: str, told: str, words: list[str]) -> None:
+    command = [sys.executable, "-c", WITHOUT_EXTRA, *words, "--multirun", word]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    told = "error: hydra/launcher=submitit_local: the extra that submits jobs is not installed; "
-    assert done.stderr.startswith(told + "pip install 'matslice[slurm]'")
+    assert done.stderr.startswith(f"error: {word}: the extra that {told}")
 
 
 def test_a_cluster_is_asked_for_jobs_only_where_there_is_one(
@@ -149,10 +159,12 @@ def test_jobs_run_elsewhere_and_their_errors_come_back(
     process = matslice(asked, path=cluster)
     told = words_of(process)
     assert process.returncode == 2, told
-    (error,) = [line for line in told.splitlines() if line.startswith("error: ")]
-    job = f"trainer.output={output} trainer.batch_size=0: trainer.batch_size is 0; it must be at least 1 (its log: "
-    assert job in error
+    counted, error, command = told.splitlines()[-3:]
+    assert counted == f"3 jobs: 2 done, 1 failed; {tmp_path / 'a sweep' / 'jobs.jsonl'}"
+    assert error.startswith("job 1 failed: trainer.batch_size is 0; it must be at least 1 (its log: ")
     assert "must be at least 1" in Path(error.rpartition("(its log: ")[2].removesuffix(")")).read_text()
+    repeated = shlex.split(command)
+    assert {f"trainer.output={output}", "trainer.batch_size=0", f"hydra/launcher={launcher}"} < {*repeated}
     assert len(losses(tmp_path / "run, 2 (=)")) == len(losses(tmp_path / "run, 1 (=)")) == 2
     assert not (tmp_path / "run, 0 (=)").exists()
 

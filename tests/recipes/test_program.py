@@ -8,6 +8,7 @@ import dataclasses
 import errno
 import io
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -150,9 +151,15 @@ def test_a_sweep_runs_every_combination_and_survives_a_bad_one(
     words = ["slice", f"checkpoint={weights}", "slice=full", "slice.name=w${slice.ffn_widths.0}"]
     assert main([*words, "slice.ffn_widths=[24],[99],[16]", "output=./a b/${slice.name}", "--multirun"]) == 2
     assert sorted(path.name for path in (tmp_path / "a b").iterdir()) == ["w16", "w24"]
-    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    as_written = "slice=full slice.name=w${slice.ffn_widths.0} slice.ffn_widths=[99] output=./a b/${slice.name}"
-    assert error.startswith(f"error: in checkpoint={weights} {as_written}: slice 'w99': layer 0 asks for width 99")
+    told = capsys.readouterr().err.splitlines()
+    (error,) = [line for line in told if line.startswith("error: ")]
+    assert error.startswith("error: job 1 (slice.ffn_widths=[99]): slice 'w99': layer 0 asks for width 99")
+    assert told[-3] == "3 jobs: 2 done, 1 failed; out/multirun/jobs.jsonl"
+    assert told[-2].startswith("job 1 failed: slice 'w99': layer 0 asks for width 99")
+    assert shlex.split(told[-1]) == [
+        "matslice", "slice", f"checkpoint={weights}", "slice=full", "slice.name=w${slice.ffn_widths.0}",
+        "slice.ffn_widths=[99]", "output=./a b/${slice.name}",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("words", [["slice=e2b", "json=true"], ["slice=e2b,full", "json=true", "--multirun"]])
