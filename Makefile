@@ -24,13 +24,14 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export WANDB_MODE ?= offline
 
-.PHONY: help setup demo test test-slow test-gpu test-deepspeed check format bench-forward bench-cache bench-slice bench-train bench-gpu clean
+.PHONY: help setup demo test test-slow browser test-gpu test-deepspeed check format bench-forward bench-cache bench-slice bench-train bench-gpu clean
 
 help:
 	@echo 'make setup          .venv with everything the other targets need'
 	@echo 'make demo           train, slice and compare on texts, pictures and speech; writes out/demo/report.png'
 	@echo 'make test           the test suite (no network, no GPU)'
 	@echo 'make test-slow      the tests that take longer'
+	@echo 'make browser        Chromium for the tests that open reports in one, where apt-get can install it'
 	@echo 'make test-gpu       the tests that need a CUDA device'
 	@echo 'make test-deepspeed the tests that need DeepSpeed, which it installs in .venv-deepspeed'
 	@echo 'make check          format, lint, types, import layering, file lengths'
@@ -59,7 +60,17 @@ demo: $(READY)
 test: $(READY)
 	$(PYTEST) -m 'not slow and not gpu'
 
-test-slow: $(READY)
+# Where no Chromium is and none may be installed, the tests that need one are skipped and say so.
+CHROMIUM := apt-get install -y --no-install-recommends chromium fonts-dejavu-core
+browser:
+	@for name in chromium chromium-browser google-chrome chrome; do command -v $$name >/dev/null && exit 0; done; \
+	if test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
+		export DEBIAN_FRONTEND=noninteractive; \
+		$(CHROMIUM) >/dev/null 2>&1 || { apt-get update && $(CHROMIUM); } >/dev/null 2>&1 && exit 0; \
+	fi; \
+	echo 'no Chromium, and none could be installed: the tests that open reports in one are skipped'
+
+test-slow: $(READY) browser
 	$(PYTEST) -m 'slow and not gpu'
 
 test-gpu: $(READY)

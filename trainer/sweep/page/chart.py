@@ -74,15 +74,10 @@ def chart(facts: Facts, task: str, metric: str, cost: Cost) -> Chart | None:
         return None
     x_scale, y_scale = facts.scale_of_cost(cost), facts.scale_of(task, metric)
     costs = {row.spec.name: getattr(row, cost) * x_scale.factor for row in facts.subs}
-    spans = {
-        name: tuple(
-            (end if math.isfinite(end) else figure.value) * y_scale.factor
-            for end in (figure.low, figure.value, figure.high)
-        )
-        for name, figure in figures.items()
-    }
+    spans = {name: facts.span(name, task, metric) for name in figures}
+    bands = {name: facts.span(name, task, metric, band=True)[::2] for name in figures}
     x_low, x_high = limits([costs[name] for name in figures])
-    y_low, y_high = limits([end for ends in spans.values() for end in ends])
+    y_low, y_high = limits([end for ends in (*spans.values(), *bands.values()) for end in ends])
 
     def x(value: float) -> float:
         return round(LEFT + (value - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT), 1)
@@ -108,15 +103,15 @@ def chart(facts: Facts, task: str, metric: str, cost: Cost) -> Chart | None:
             shape="square" if kinds["parent"] else "diamond" if kinds["official"] else "circle",
         ))  # fmt: skip
     better = "higher" if next(iter(figures.values())).higher_is_better else "lower"
-    tops = [(x(costs[name]), *(y(end) for end in spans[name])) for name in front]
+    tops = [(x(costs[name]), y(spans[name][1]), *(y(end) for end in bands[name])) for name in front]
     return Chart(
         x_label=x_scale.label,
         y_label=f"{y_scale.label}, {better} is better",
         x_ticks=marks(ticks(x_low, x_high, 6), x),
         y_ticks=marks(ticks(y_low, y_high, 6), y),
         points=points,
-        steps=stairs([(at, value) for at, _, value, _ in tops]),
-        band=closed([(at, low) for at, low, _, _ in tops], [(at, high) for at, _, _, high in tops]),
+        steps=stairs([(at, value) for at, value, _, _ in tops]),
+        band=closed([(at, low) for at, _, low, _ in tops], [(at, high) for at, _, _, high in tops]),
     )
 
 

@@ -44,9 +44,9 @@ def sub(facts: Facts, row: Row) -> dict[str, Any]:
 
 
 def metric_data(facts: Facts, task: str, name: str, place: dict[str, int]) -> dict[str, Any]:
-    """One figure of all sub-models: [value, low, high], and differences from the parent alike."""
+    """One figure of all sub-models: [value, low, high], [low, high] of the band; differences from the parent alike."""
     figures = facts.figures(task, name)
-    changes = [facts.changes.get((row.spec.name, task, name)) for row in facts.subs]
+    changes = [facts.change(row.spec.name, task, name) for row in facts.subs]
     return {
         **scale(facts.scale_of(task, name)),
         "higher": all(figure.higher_is_better for figure in figures.values()),
@@ -55,6 +55,7 @@ def metric_data(facts: Facts, task: str, name: str, place: dict[str, int]) -> di
             if row.spec.name in figures else None
             for row in facts.subs
         ],
+        "bands": [finite(*facts.band(row.spec.name, task, name)) for row in facts.subs],
         "changes": [finite(change.value, change.low, change.high) if change else None for change in changes],
         "fronts": [[place[found] for found in facts.frontier(task, name, cost)] for cost in Cost],
     }  # fmt: skip

@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 
 from model.config import TextConfig
 from model.errors import InputError
 from model.slicing.spec import SliceSpec
+from trainer.evaluation.statistics import Difference
 from trainer.sweep.row import Figure, Row
+from trainer.sweep.run import Comparison
 
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 SHORT_SCALE = {"T": "trillions", "G": "billions", "M": "millions", "k": "thousands", "": ""}
@@ -65,41 +67,18 @@ class Scale:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
-    """A sub-model's figure less the parent's, on the same items.
-
-    Args:
-        spec: Name of the sub-model.
-        task: Name of the task.
-        metric: Name of the figure.
-        value: Unscaled, as the figures themselves.
-        low: Where its interval begins.
-        high: Where that ends.
-        p: Two-sided; None if it was not asked for.
-    """
-
-    spec: str
-    task: str
-    metric: str
-    value: float
-    low: float
-    high: float
-    p: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Facts:
     """Everything there is to show.
 
     Args:
         rows: At most one for each sub-model and task.
         config: The parent's.
-        differences: Of sub-models from the parent; any number of them.
+        comparisons: Of sub-models with the parent, by task, as far as there are any.
     """
 
     rows: Sequence[Row]
     config: TextConfig
-    differences: Sequence[Difference] = ()
+    comparisons: Mapping[str, Comparison] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be shown side by side."""
@@ -112,6 +91,8 @@ class Facts:
             raise InputError(f"rows of {len(models)} models ({', '.join(sorted(models))}); report each for itself")
         for row in self.rows:
             row.spec.check(self.config)
+            if not row.metrics:
+                raise InputError(f"slice '{row.spec.name}', task '{row.task}': no figures; leave the row out")
             if row.key in seen:
                 raise InputError(f"slice '{row.spec.name}', task '{row.task}': two rows; keep one of them")
             if specs.setdefault(row.spec.name, row.spec) != row.spec:
@@ -134,10 +115,45 @@ class Facts:
         """Rows by the names of sub-model and task."""
         return {row.key: row for row in self.rows}
 
-    @cached_property
-    def changes(self) -> dict[tuple[str, str, str], Difference]:
-        """Differences by the names of sub-model, task and figure."""
-        return {(change.spec, change.task, change.metric): change for change in self.differences}
+    def change(self, spec: str, task: str, metric: str) -> Difference | None:
+        """What a sub-model has more than the parent on the same items, if it was compared and both are numbers."""
+        comparison = self.comparisons.get(task)
+        found = comparison.differences.get(metric, {}).get(spec) if comparison else None
+        return found if found and math.isfinite(found.value) else None
+
+    def has_changes(self, task: str, metric: str) -> bool:
+        """Whether anything was compared with the parent."""
+        return any(self.change(row.spec.name, task, metric) for row in self.subs)
+
+    def band(self, spec: str, task: str, metric: str) -> tuple[float, float]:
+        """The limits of the band around the frontier at a sub-model: of all at once if that is known, else its own.
+
+        Where there are none, both are nan.
+        """
+        comparison = self.comparisons.get(task)
+        found = comparison.bands.get(metric, {}).get(spec) if comparison else None
+        found = found or self.figure(spec, task, metric)
+        return (found.low, found.high) if found else (math.nan, math.nan)
+
+    def span(self, spec: str, task: str, metric: str, *, band: bool = False) -> tuple[float, float, float]:
+        """Low end, value and high end of a figure that is there, or of the band, as they are shown; an end that is not
+        there is the value.
+        """
+        figure, factor = self.found[spec, task].metrics[metric], self.scale_of(task, metric).factor
+        low, high = self.band(spec, task, metric) if band else (figure.low, figure.high)
+        ends = (
+            low if math.isfinite(low) else figure.value,
+            figure.value,
+            high if math.isfinite(high) else figure.value,
+        )
+        return ends[0] * factor, ends[1] * factor, ends[2] * factor
+
+    @property
+    def band_words(self) -> str:
+        """What the band is."""
+        share = f"{100 * self.rows[0].confidence:.4g} %"
+        every = all(task in self.comparisons for task in self.tasks)
+        return f"{share} confidence at all points at once" if every else f"{share} confidence at each point by itself"
 
     def is_parent(self, spec: SliceSpec) -> bool:
         """Whether a sub-model is the whole parent."""
@@ -161,6 +177,17 @@ class Facts:
 
     def scale_of(self, task: str, metric: str) -> Scale:
         """How a figure is shown: with as many digits as its intervals bear."""
+        if (task, metric) not in self.scales:
+            self.scales[task, metric] = self.new_scale(task, metric)
+        return self.scales[task, metric]
+
+    @cached_property
+    def scales(self) -> dict[tuple[str, str], Scale]:
+        """Those that were asked for."""
+        return {}
+
+    def new_scale(self, task: str, metric: str) -> Scale:
+        """What ``scale_of`` gives."""
         figures = list(self.figures(task, metric).values())
         unit, factor = (figures[0].unit if figures else ""), 1.0
         if unit.startswith(SHARE):

@@ -80,10 +80,11 @@
     const width = Math.max(holder.clientWidth, 240), narrow = width < 460;
     const height = Math.round(alone ? Math.min(520, Math.max(300, width * 0.5)) : Math.min(360, Math.max(280, width * 0.62)));
     const spans = metric.values.map((value) => value && [value[1] ?? value[0], value[0], value[2] ?? value[0]].map((end) => end * metric.factor));
+    const bands = metric.bands.map((ends, index) => spans[index] && ends.map((end) => (end ?? metric.values[index][0]) * metric.factor));
     const costs = facts.subs.map((sub) => sub.costs[state.cost] * cost.factor);
     const present = spans.map((value, index) => (value ? index : -1)).filter((index) => index >= 0);
     const [xLow, xHigh] = limits(present.map((index) => costs[index]));
-    const [yLow, yHigh] = limits(present.flatMap((index) => spans[index]));
+    const [yLow, yHigh] = limits(present.flatMap((index) => [...spans[index], ...bands[index]]));
     const yTicks = ticks(yLow, yHigh, height / 60);
     const left = 14 + 7.2 * Math.max(...yTicks.map((tick) => tick.text.length)), right = 14, top = 22, bottom = 48;
     const x = (value) => left + ((value - xLow) / (xHigh - xLow)) * (width - left - right);
@@ -103,11 +104,11 @@
     picture.append(svg("text", { class: "title", x: 2, y: 11 }, yLabel));
 
     const front = metric.fronts[state.cost], edge = width - right;
-    const stairs = (end) => corners(front.map((index) => [x(costs[index]), y(spans[index][end])]), edge);
+    const stairs = (value) => corners(front.map((index) => [x(costs[index]), y(value(index))]), edge);
     const path = (points) => `M${points.map((point) => point.map((value) => value.toFixed(1)).join(",")).join("L")}`;
     if (front.length) {
-      picture.append(svg("path", { class: "band", d: `${path([...stairs(0), ...stairs(2).reverse()])}Z` }));
-      picture.append(svg("path", { class: "steps", d: path(stairs(1)) }));
+      picture.append(svg("path", { class: "band", d: `${path([...stairs((index) => bands[index][0]), ...stairs((index) => bands[index][1]).reverse()])}Z` }));
+      picture.append(svg("path", { class: "steps", d: path(stairs((index) => spans[index][1])) }));
     }
     const ordered = [...present].sort((a, b) => costs[a] - costs[b] || a - b);
     const points = ordered.map((index) => {
@@ -194,7 +195,8 @@
   const heat = (index, panel) => {
     if (state.hot !== index) {
       state.hot = index;
-      for (const element of all("[data-sub]")) element.classList.toggle("hot", index !== null && Number(element.dataset.sub) === index);
+      for (const element of all(".hot")) element.classList.remove("hot");
+      if (index !== null) for (const element of all(`[data-sub="${index}"]`)) element.classList.add("hot");
     }
     for (const other of panels) if (other !== panel || index === null) one(".tip", other).hidden = true;
     if (index !== null && panel) tell(index, panel);
@@ -314,7 +316,8 @@
   });
   darkSystem.addEventListener("change", nameTheme);
 
-  for (const choice of all("input[name=task]")) choice.addEventListener("change", () => chooseTask(choice.value));
+  const taskChoices = all("[name=task]"); // buttons for a few tasks, a list for many
+  for (const choice of taskChoices) choice.addEventListener("change", () => chooseTask(choice.value));
   one("#cost").addEventListener("change", (event) => { state.cost = Number(event.target.value); show(); });
   one("#metric").addEventListener("change", (event) => { state.metric = Number(event.target.value); show(); });
   for (const heading of all("#figures th[aria-sort]")) one("button", heading).addEventListener("click", () => sort(heading));
@@ -335,7 +338,7 @@
     drawn = window.innerWidth;
     window.requestAnimationFrame(show);
   });
-  one("input[name=task]").checked = true;
+  if (taskChoices[0].type === "radio") taskChoices[0].checked = true; else taskChoices[0].value = "";
   one("#cost").value = "0";
   nameTheme();
   if (facts.tasks.length === 1) chooseTask("0"); else show();

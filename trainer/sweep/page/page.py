@@ -6,7 +6,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.metadata import version
@@ -21,11 +21,12 @@ from model.errors import counted
 from trainer.checkpoint import write_whole
 from trainer.sweep.page import chart as plot
 from trainer.sweep.page.data import page_data, safe_json
-from trainer.sweep.page.facts import Cost, Difference, Facts, short
+from trainer.sweep.page.facts import Cost, Facts, short
 from trainer.sweep.page.picture import PICTURE_FILE, draw_frontiers
 from trainer.sweep.page.sheets import ROWS_CSV, SLICES_CSV, write_rows_csv, write_slices_csv
 from trainer.sweep.page.table import columns
 from trainer.sweep.row import Row
+from trainer.sweep.run import Comparison
 
 PAGE_FILE = "report.html"
 FILES = "trainer.sweep.page"  # where the template, the style sheet and the program lie
@@ -52,7 +53,7 @@ def write_report(
     *,
     config: TextConfig,
     origin: Origin,
-    differences: Sequence[Difference] = (),
+    comparisons: Mapping[str, Comparison] | None = None,
     mmlu_task: str | None = None,
 ) -> None:
     """Write the page, the picture and both tables into ``directory``; what stands there is replaced.
@@ -62,7 +63,8 @@ def write_report(
         directory: Is made if it is not there.
         config: The parent's.
         origin: What the page says about where the rows come from.
-        differences: Of sub-models from the parent, with intervals, as far as they are known.
+        comparisons: Of sub-models with the parent, by task; None leaves out differences and draws each point's own
+            interval as the band.
         mmlu_task: The task whose accuracy goes into the accuracy column of Google's schema, which is of MMLU; None
             leaves that column empty.
 
@@ -71,7 +73,7 @@ def write_report(
         ConfigError: There is no such task, or it has no accuracy.
         SliceError: A sub-model is no part of this config.
     """
-    facts = Facts(rows=rows, config=config, differences=differences)
+    facts = Facts(rows=rows, config=config, comparisons=comparisons or {})
     directory.mkdir(parents=True, exist_ok=True)
     write_slices_csv(facts, directory / SLICES_CSV, mmlu_task=mmlu_task)
     write_rows_csv(facts, directory / ROWS_CSV)
@@ -84,7 +86,7 @@ def page(facts: Facts, origin: Origin) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(asset("page.html"))
     style, script = asset("page.css"), asset("page.js")
-    found = columns(facts)
+    found, front = columns(facts), fronts(facts)
     return template.render(
         title=origin.title,
         lead=lead(facts),
@@ -98,12 +100,13 @@ def page(facts: Facts, origin: Origin) -> str:
         columns=found,
         others=sum(column.task is None for column in found) - 2,
         tasks=[task_view(facts, index, task, found) for index, task in enumerate(facts.tasks)],
-        subs=[sub_view(facts, row) for row in facts.subs],
+        subs=[sub_view(facts, row, front) for row in facts.subs],
         layers=[{"is_global": kind is LayerType.full_attention} for kind in facts.config.layer_types],
         any_global=LayerType.full_attention in facts.config.layer_types,
         any_official=any(row.official for row in facts.subs),
         any_parent=any(facts.is_parent(row.spec) for row in facts.subs),
-        any_change=bool(facts.differences),
+        any_change=any(facts.has_changes(task, name) for task in facts.tasks for name in facts.metrics(task)),
+        band=facts.band_words,
         lineage=lineage(facts, origin),
         first=facts.rows[0],
         version=version("matslice"),
@@ -134,30 +137,33 @@ def lead(facts: Facts) -> str:
 
 def task_view(facts: Facts, index: int, task: str, found: Sequence[Any]) -> dict[str, Any]:
     """What the template shows of a task."""
-    names = facts.metrics(task)
     number = max(row.num_items for row in facts.rows if row.task == task)
     return {
         "name": task,
         "number": f"{number:,} {'item' if number == 1 else 'items'}",
-        "chart": plot.chart(facts, task, names[0], Cost.effective_parameters) if names else None,
+        "chart": plot.chart(facts, task, facts.metrics(task)[0], Cost.effective_parameters),
         "columns": sum(column.task == index for column in found),
     }
 
 
-def sub_view(facts: Facts, row: Row) -> dict[str, Any]:
+def fronts(facts: Facts) -> set[str]:
+    """Names of what is on the frontier of any task, before anything is chosen."""
+    main = {task: facts.metrics(task)[0] for task in facts.tasks}
+    return {name for task in main for name in facts.frontier(task, main[task], Cost.effective_parameters)}
+
+
+def sub_view(facts: Facts, row: Row, front: set[str]) -> dict[str, Any]:
     """What the template shows of a sub-model, besides its columns."""
     kept = dict(zip(row.spec.kept_layers, row.spec.ffn_widths, strict=True))
     widths = [
         {"share": kept[layer] / whole, "percent": percent(kept[layer] / whole)} if layer in kept else None
         for layer, whole in enumerate(facts.config.intermediate_size)
     ]
-    fronts = [facts.frontier(task, facts.metrics(task)[0], Cost.effective_parameters) for task in facts.tasks
-              if facts.metrics(task)]  # fmt: skip
     return {
         "name": row.spec.name,
         "official": row.official and short(row.official),
         "parent": facts.is_parent(row.spec),
-        "front": any(row.spec.name in front for front in fronts),
+        "front": row.spec.name in front,
         "widths": widths,
     }
 

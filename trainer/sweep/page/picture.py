@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -13,7 +15,6 @@ from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
 from trainer.sweep.page.facts import Cost, Facts, short
-from trainer.sweep.row import Row
 
 PICTURE_FILE = "frontier.png"
 BLUE, ORANGE, GREY, INK = "#0067a6", "#b04a00", "#6d7781", "#1b2026"  # as in the page's style sheet
@@ -50,7 +51,7 @@ def draw_frontiers(facts: Facts, path: Path) -> None:
 
 def draw_task(facts: Facts, axes: Axes, task: str) -> None:
     """One panel: all sub-models, the frontier, and its band."""
-    metric = next(iter(facts.metrics(task)), "")
+    metric = facts.metrics(task)[0]
     figures = facts.figures(task, metric)
     x_scale, y_scale = facts.scale_of_cost(Cost.effective_parameters), facts.scale_of(task, metric)
     axes.set_title(task, fontsize=11, parse_math=False)
@@ -63,47 +64,59 @@ def draw_task(facts: Facts, axes: Axes, task: str) -> None:
     better = "higher" if next(iter(figures.values())).higher_is_better else "lower"
     axes.set_ylabel(f"{y_scale.label}, {better} is better", parse_math=False)
     sizes = {row.spec.name: row.effective_parameters * x_scale.factor for row in facts.subs}
-    spans = {
-        name: tuple(
-            (end if math.isfinite(end) else figure.value) * y_scale.factor
-            for end in (figure.low, figure.value, figure.high)
-        )
-        for name, figure in figures.items()
-    }
+    spans = {name: facts.span(name, task, metric) for name in figures}
     front = facts.frontier(task, metric, Cost.effective_parameters)
     room = (max(sizes.values()) - min(sizes.values()) or max(sizes.values())) * 0.06
     axes.set_xlim(min(sizes.values()) - room, max(sizes.values()) + room)
     along = [*(sizes[name] for name in front), max(sizes.values()) + room]
-    lows, values, highs = zip(*(spans[name] for name in [*front, front[-1]]), strict=True)
+    bands = [facts.span(name, task, metric, band=True) for name in [*front, front[-1]]]
+    lows, values, highs = zip(*bands, strict=True)
     axes.fill_between(
         along, lows, highs, step="post", color=BLUE, alpha=0.14, linewidth=0,
-        label=f"{100 * facts.rows[0].confidence:.4g} % of each point",
+        label=facts.band_words,
     )  # fmt: skip
     axes.step(along, values, where="post", color=BLUE, linewidth=1.5, label="frontier")
-    for row in facts.subs:
-        if row.spec.name in spans:
-            draw_point(facts, axes, row, sizes[row.spec.name], spans[row.spec.name], beaten=row.spec.name not in front)
+    for look, names in looks(facts, spans.keys(), front).items():
+        draw_points(axes, look, [(sizes[name], *spans[name]) for name in names])
 
 
-def draw_point(
-    facts: Facts, axes: Axes, row: Row, size: float, span: tuple[float, ...], *, beaten: bool
-) -> None:  # fmt: skip
-    """One sub-model with its interval; hollow where another beats it."""
-    marker, color, label = (
-        ("s", INK, "parent") if facts.is_parent(row.spec) else ("D", ORANGE, "Google’s table") if row.official
-        else ("o", GREY if beaten else BLUE, "other sub-models")
-    )  # fmt: skip
-    low, value, high = span
-    axes.errorbar(size, value, yerr=[[max(value - low, 0)], [max(high - value, 0)]], color=color, linewidth=0.8)
+@dataclass(frozen=True)
+class Look:
+    """How points of a kind are drawn."""
+
+    marker: str
+    color: str
+    filled: bool
+    label: str
+
+
+def looks(facts: Facts, names: Iterable[str], front: Sequence[str]) -> dict[Look, list[str]]:
+    """Names of sub-models by how they are drawn: hollow where another beats them."""
+    rows = {row.spec.name: row for row in facts.subs}
+    found: dict[Look, list[str]] = {}
+    for name in names:
+        row, filled = rows[name], name in front
+        marker, color, label = (
+            ("s", INK, "parent") if facts.is_parent(row.spec) else ("D", ORANGE, "Google’s table") if row.official
+            else ("o", BLUE if filled else GREY, "other sub-models")
+        )  # fmt: skip
+        found.setdefault(Look(marker, color, filled, label if filled else "beaten by another"), []).append(name)
+    return found
+
+
+def draw_points(axes: Axes, look: Look, points: Sequence[tuple[float, float, float, float]]) -> None:
+    """Points of a kind: cost, low end, value, high end."""
+    costs, lows, values, highs = zip(*points, strict=True)
+    axes.vlines(costs, lows, highs, color=look.color, linewidth=0.8)
     axes.plot(
-        size, value, marker=marker, color=color, markerfacecolor="w" if beaten else color, markersize=5,
-        linestyle="none", label="beaten by another" if beaten else label,
+        costs, values, marker=look.marker, color=look.color, markerfacecolor=look.color if look.filled else "w",
+        markersize=5, linestyle="none", label=look.label,
     )  # fmt: skip
 
 
 def name_points(facts: Facts, axes: Axes, task: str) -> None:
     """Name the points of Google's table, those on the frontier first, wherever a name covers nothing else."""
-    metric = next(iter(facts.metrics(task)), "")
+    metric = facts.metrics(task)[0]
     figures = facts.figures(task, metric)
     x_scale, y_scale = facts.scale_of_cost(Cost.effective_parameters), facts.scale_of(task, metric)
     front = facts.frontier(task, metric, Cost.effective_parameters)

@@ -20,7 +20,8 @@ ROWS_CSV, SLICES_CSV = "rows.csv", "slices.csv"
 ACCURACY = "accuracy"
 COLUMNS = (
     "spec", "official", "task", "metric", "value", "low", "high", "unit", "higher_is_better", "num_items",
-    "difference", "difference_low", "difference_high", "p", "effective_parameters", "parameters", "weight_bytes",
+    "band_low", "band_high", "difference", "difference_low", "difference_high", "p",
+    "effective_parameters", "parameters", "weight_bytes",
     "stored_as", "kv_bytes_per_token", "flops_per_token", "flops_context_tokens", "seconds", "seconds_together",
     "peak_memory_bytes", "mmlu", "kept_layers", "ffn_widths", "confidence", "seed", "model", "data",
 )  # fmt: skip
@@ -30,19 +31,22 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets compute, if a ce
 def write_rows_csv(facts: Facts, path: Path) -> None:
     """Write every figure, one a line, unrounded; cells of what is not there are empty.
 
-    ``difference`` is that from the parent. Names that a spreadsheet would compute get an apostrophe before them.
+    ``difference`` is that from the parent. The band is of all sub-models at once where they were compared, else of
+    each by itself, as ``low`` and ``high`` are. Names that a spreadsheet would compute get an apostrophe before them.
     """
     content = io.StringIO(newline="")
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow(COLUMNS)
     for row in facts.rows:
         for name, figure in row.metrics.items():
-            change = facts.changes.get((row.spec.name, row.task, name))
+            change = facts.change(row.spec.name, row.task, name)
+            band = facts.band(row.spec.name, row.task, name)
             cells: dict[str, Any] = {
                 **{column: getattr(row, column) for column in COLUMNS if hasattr(row, column)},
                 "spec": row.spec.name, "metric": name, "value": figure.value, "low": figure.low, "high": figure.high,
                 "unit": figure.unit, "higher_is_better": figure.higher_is_better,
-                "difference": change and change.value, "difference_low": change and change.low,
+                "band_low": band[0], "band_high": band[1], "difference": change and change.value,
+                "difference_low": change and change.low,
                 "difference_high": change and change.high, "p": change and change.p,
                 "kept_layers": list(row.spec.kept_layers), "ffn_widths": list(row.spec.ffn_widths),
             }  # fmt: skip

@@ -92,7 +92,7 @@ def task_columns(facts: Facts, index: int, task: str) -> Iterator[Column]:
         shown, extra = facts.scale_of(task, metric), place > 0
         cells = [figure_cell(facts, row, task, metric, shown) for row in facts.subs]
         yield Column(title=metric, unit=shown.unit, cells=cells, task=index, extra=extra, opens=place == 0)
-        if any((row.spec.name, task, metric) in facts.changes for row in facts.subs):
+        if facts.has_changes(task, metric):
             unit = shown.unit.replace("% of", "points of") if shown.unit.startswith("%") else shown.unit
             yield Column(
                 title=f"Δ {metric}", unit=unit, cells=change_cells(facts, task, metric, shown), task=index, extra=extra
@@ -114,7 +114,7 @@ def figure_cell(facts: Facts, row: Row, task: str, metric: str, shown: Scale) ->
 
 def change_cells(facts: Facts, task: str, metric: str, shown: Scale) -> list[Cell]:
     """Differences from the parent, drawn to one scale."""
-    found = [facts.changes.get((row.spec.name, task, metric)) for row in facts.subs]
+    found = [facts.change(row.spec.name, task, metric) for row in facts.subs]
     ends = [end for change in found if change for end in (change.low, change.high, 0.0) if math.isfinite(end)]
     low, high = min(ends), max(ends)
     width = WHISKER[0] - 10
