@@ -61,7 +61,7 @@ def asked_of_zero() -> dict[str, Any]:
         )
     try:
         asked = copy.deepcopy(DeepSpeedPlugin().deepspeed_config)
-    except (ValueError, TypeError, OSError) as error:
+    except (AttributeError, ValueError, TypeError, OSError) as error:
         raise ConfigError(f"{WHERE} cannot be read: {error}") from None
     refuse_stage(asked[ZERO])
     owned = {name for name, _, _ in owned_values(None, 1)}

@@ -214,13 +214,14 @@ def media_trainer(
     elastic_config: ElasticConfig | None = None,
     cache: Path | None = None,
     workers: int = 0,
+    may_leave_unused: bool = True,
 ) -> Trainer:
     """A trainer ready to fit on ten rows with and without media: the tiny model with its towers."""
     processor, gemma = tiny_media_processor(), tiny_model(tiny_multimodal_config())
     freeze(gemma, frozen)
     trained: Any = gemma if adapter is None else attach(gemma, adapter)
     sampler = SliceSampler(elastic_config or ElasticConfig(), TINY_TEXT, seed=config.seed)
-    accelerator: Accelerator = start(config, may_leave_unused=True)
+    accelerator: Accelerator = start(config, may_leave_unused=may_leave_unused)
     run = Run(config, {"trainer": config.identity}, accelerator=accelerator)
     kept = None if cache is None else SoftTokenCache.of(cache, gemma, processor, accelerator.device)
     optim = OptimConfig(learning_rate=1e-3)

@@ -67,7 +67,8 @@ def build(wishes: dict[str, Any]) -> Trainer:
     config = trainer_config(output, recompute=RecomputeConfig(**wishes.pop("recompute", {})), **wishes)
     torch.manual_seed(0)  # before the factors of an adapter are drawn
     if media:
-        return media_trainer(config, adapter=adapter, frozen=frozen, elastic_config=elastic(policy, names))
+        return media_trainer(config, adapter=adapter, frozen=frozen, elastic_config=elastic(policy, names),
+                             may_leave_unused=stage is None)  # fmt: skip
     hooks = [Hook(1, lambda: os.kill(os.getpid(), signal.SIGTERM))] if os.environ.get("RANK") == str(stopped) else []
     trainer = tiny_trainer(
         config, elastic_config=elastic(policy, names), adapter=adapter, num_validation=5, more_sinks=hooks

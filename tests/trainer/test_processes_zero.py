@@ -45,6 +45,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "adapter": {"zero": 2, "adapter": ["text"]},
     "average": {"zero": 1, "decay": 0.9},
     "unclipped": {"zero": 2, "max_grad_norm": None},
+    "media": {"zero": 2, "media": True, "adapter": ["text"]},  # not in every row, for towers that are frozen
 }
 OTHERS: dict[str, dict[str, Any]] = {"whole": {}, "sharded": {"sharded": True}}
 
