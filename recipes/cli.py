@@ -16,11 +16,13 @@ RECIPES = {
     "verify": "check a checkpoint: tensors, checksums, lineage",
     "evaluate": "measure sub-models on held-out conversations",
     "sweep": "measure many sub-models on several tasks, with a report",
+    "search": "find the best sub-models under budgets",
     "generate": "answer a prompt",
     "data_preview": "show rows as they are trained on, and how long all are",
     "demo": "show all of it on real text, in minutes",
     "merge": "fold an adapter into the weights",
 }
+HARNESS = ("lm_eval", "harness")  # the command of lm-evaluation-harness, given our models: no recipe with a config
 UNKNOWN_RECIPE = 2  # exit status
 INTERRUPTED = 130  # the same, as of shells: Ctrl-C
 
@@ -31,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
-    name, rest = parted(words)
-    if name not in RECIPES:
+    name, rest = (HARNESS[1], words[1:]) if words[0] == HARNESS[0] else parted(words)
+    if name not in RECIPES and words[0] != HARNESS[0]:
         known = [spoken(recipe) for recipe in RECIPES]
         near = difflib.get_close_matches(name, known, n=1) or [one for one in known if one.split()[0] == name]
         hint = f"; did you mean '{near[0]}'?" if near else ""
@@ -69,7 +71,7 @@ def usage() -> str:
     lines = [f"  matslice {spoken(name):<{width}}  {about}" for name, about in RECIPES.items()]
     return "\n".join((
         "Fine-tune Gemma 3n as the MatFormer it is, and slice it to the size you need.", "",
-        *lines, "",
+        *lines, f"  matslice {HARNESS[0]:<{width}}  run lm-evaluation-harness on sub-models: docs/harness.md", "",
         "matslice NAME --help shows what a recipe can be told, as key=value after its name.",
     ))  # fmt: skip
 

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -93,21 +94,33 @@ class SweepRecipe:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """All of a sweep but the model: found, read and checked before it is loaded.
+class Parent:
+    """The checkpoint, looked at but not loaded.
 
     Args:
-        config: The checkpoint's, without the towers that are not wanted.
-        reference: What all are compared with, if they are: the whole model.
-        specs: The sub-models, the reference among them.
+        config: Without the towers that are not wanted.
     """
 
     checkpoint: Path
     config: ModelConfig
     processor: Processor
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All of a sweep but the model: found, read and checked before it is loaded.
+
+    Args:
+        specs: The sub-models, the reference among them.
+        reference: What all are compared with, if they are: the whole model.
+        settings: What else decides the figures, as JSON values.
+    """
+
+    parent: Parent
     tasks: list[Task]
     specs: list[SliceSpec]
     reference: SliceSpec | None
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def run(recipe: SweepRecipe) -> None:
@@ -125,11 +138,17 @@ def measure(recipe: SweepRecipe) -> list[Row]:
     """
     check_place(recipe.output)
     prepared = prepare(recipe)
+    return measured(recipe, prepared, lambda: build_engine(recipe, prepared.parent, prepared.tasks, prepared.reference))
+
+
+def measured(recipe: SweepRecipe, prepared: Prepared, engine: Callable[[], Engine]) -> list[Row]:
+    """As ``measure``, of what is prepared; an engine is made only where something is left to measure."""
+    config = prepared.parent.config
     about = About(
-        config=prepared.config, stored_as=recipe.stored_as, officials=official(prepared.config.text),
+        config=config, stored_as=recipe.stored_as, officials=official(config.text),
         versions={name: version(name) for name in PACKAGES},
     )  # fmt: skip
-    check(prepared.config, prepared.tasks, prepared.specs)
+    check(config, prepared.tasks, prepared.specs)
     store = Store(recipe.output, identity_of(recipe, prepared), prepared.specs, resume=recipe.resume)
     try:
         wanted = [(spec.name, task.name) for task in prepared.tasks for spec in prepared.specs]
@@ -137,55 +156,68 @@ def measure(recipe: SweepRecipe) -> list[Row]:
             rows = [store.rows[key] for key in wanted]
         else:
             with progress_bar() as show:
-                engine = build_engine(recipe, prepared)
-                rows = sweep(engine, prepared.tasks, prepared.specs, store, about, show)
+                rows = sweep(engine(), prepared.tasks, prepared.specs, store, about, show)
         report(recipe, prepared, store, rows)
     finally:
         store.close()
     return rows
 
 
-def prepare(recipe: SweepRecipe) -> Prepared:
-    """Everything that can be wrong is found here."""
+def find_parent(recipe: SweepRecipe) -> Parent:
+    """The checkpoint that is swept."""
     checkpoint = find_checkpoint(recipe.checkpoint)
     config = ModelConfig.read(checkpoint)
     if recipe.modalities is not None:
         config = config.only(recipe.modalities)
-    written, theirs = find_tasks(recipe.tasks)
-    specs = find_slices(recipe.slices, recipe.space, config.text)
-    reference = None
-    if recipe.compare:
-        reference = next((spec for spec in specs if spec.is_full(config.text)), SliceSpec.full(config.text))
-        if reference not in specs:
-            specs = [reference, *specs]
     if recipe.adapter_path is not None:
         check_adapter(config, recipe.adapter_path, table=recipe.per_layer_table)
     processor = build_processor(None, checkpoint, config, long_audio=recipe.long_audio, long_audio_key="long_audio")
+    return Parent(checkpoint, config, processor)
+
+
+def prepare(recipe: SweepRecipe) -> Prepared:
+    """Everything that can be wrong is found here."""
+    written, theirs = find_tasks(recipe.tasks)
+    parent = find_parent(recipe)
+    text = parent.config.text
+    specs = find_slices(recipe.slices, recipe.space, text)
+    reference = None
+    if recipe.compare:
+        reference = next((spec for spec in specs if spec.is_full(text)), SliceSpec.full(text))
+        if reference not in specs:
+            specs = [reference, *specs]
     tasks: list[Task] = []
     if written or not theirs:
-        tasks += build_tasks(written, processor, has_reference=recipe.compare)
+        tasks += build_tasks(written, parent.processor, has_reference=recipe.compare)
     for name in theirs:
-        tasks += harness_tasks(name, recipe.lm_eval, processor, checkpoint=checkpoint)
+        tasks += harness_tasks(name, recipe.lm_eval, parent.processor, checkpoint=parent.checkpoint)
     if recipe.mmlu_task not in (None, *(task.name for task in tasks)):
         raise ConfigError(
             f"mmlu_task is '{recipe.mmlu_task}', which is none of the tasks ({', '.join(task.name for task in tasks)});"
             " name one of them, or null"
         )
-    return Prepared(checkpoint, config, processor, tasks, specs, reference)
+    return Prepared(parent, tasks, specs, reference)
 
 
 def identity_of(recipe: SweepRecipe, prepared: Prepared) -> Identity:
     """What decides the figures."""
-    device = find_device(recipe.device)
+    parent = prepared.parent
     return Identity(
-        model=fingerprint_of(prepared.checkpoint, recipe.adapter_path),
-        dtype=str(recipe.precision.dtype).removeprefix("torch."),
+        model=fingerprint_of(parent.checkpoint, recipe.adapter_path),
+        dtype=dtype_of(recipe.precision),
         reference=prepared.reference,
         statistics=recipe.statistics,
         tasks=prepared.tasks,
-        settings={"stored_as": recipe.stored_as.value, "modalities": sorted(prepared.config.modalities)},
-        surroundings={"device": device.type, **{name: version(name) for name in PACKAGES}},
-    )
+        settings={
+            "stored_as": recipe.stored_as.value, "modalities": sorted(parent.config.modalities), **prepared.settings,
+        },
+        surroundings={"device": find_device(recipe.device).type, **{name: version(name) for name in PACKAGES}},
+    )  # fmt: skip
+
+
+def dtype_of(precision: Precision) -> str:
+    """What is computed in, as torch calls it."""
+    return str(precision.dtype).removeprefix("torch.")
 
 
 def fingerprint_of(checkpoint: Path, adapter: Path | None) -> str:
@@ -199,24 +231,26 @@ def fingerprint_of(checkpoint: Path, adapter: Path | None) -> str:
     return digest.hexdigest()
 
 
-def build_engine(recipe: SweepRecipe, prepared: Prepared) -> Engine:
+def build_engine(recipe: SweepRecipe, parent: Parent, tasks: Sequence[Task], reference: SliceSpec | None) -> Engine:
     """The model, with those towers that some task needs."""
-    config, device = prepared.config, find_device(recipe.device)
-    needed = {Modality.text}.union(*(task.modalities for task in prepared.tasks))
+    config, device = parent.config, find_device(recipe.device)
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    needed = {Modality.text}.union(*(task.modalities for task in tasks))
     if recipe.adapter_path is not None:
         needed |= set(check_adapter(config, recipe.adapter_path, table=recipe.per_layer_table))
     loaded = [modality for modality in config.modalities if modality in needed]
     if idle := [modality for modality in config.modalities if modality not in loaded]:
         print(f"loads {' and '.join(loaded)}; no task needs {' or '.join(idle)}", file=sys.stderr)
     model = build_adapted(
-        prepared.checkpoint, recipe.adapter_path, dtype=recipe.precision.dtype, device=device, modalities=loaded,
+        parent.checkpoint, recipe.adapter_path, dtype=recipe.precision.dtype, device=device, modalities=loaded,
         per_layer_table=recipe.per_layer_table,
     )  # fmt: skip
-    gemma, processor = base_of(model), prepared.processor
+    gemma, processor = base_of(model), parent.processor
     cache = build_cache(recipe.soft_token_cache, gemma, processor, device)
     return Engine(
         model=model, tokenizer=processor.tokenizer, collator=Collator(processor.tokenizer.pad_id, processor, cache),
-        towers=SharedTowers(gemma, cache), reference=prepared.reference, kept_bytes=int(recipe.shared_gib * 2**30),
+        towers=SharedTowers(gemma, cache), reference=reference, kept_bytes=int(recipe.shared_gib * 2**30),
         unsaid=ids_of_media(config),
     )  # fmt: skip
 
@@ -224,12 +258,12 @@ def build_engine(recipe: SweepRecipe, prepared: Prepared) -> Engine:
 def report(recipe: SweepRecipe, prepared: Prepared, store: Store, rows: Sequence[Row]) -> None:
     """What is made of the rows: the page with its pictures and tables, and what other programs are told."""
     comparisons = None
-    if (parent := prepared.reference) is not None:
-        comparisons = {task.name: compare(task, prepared.specs, store, parent=parent) for task in prepared.tasks}
+    if (whole := prepared.reference) is not None:
+        comparisons = {task.name: compare(task, prepared.specs, store, parent=whole) for task in prepared.tasks}
     write_report(
-        rows, recipe.output, config=prepared.config.text, comparisons=comparisons, mmlu_task=recipe.mmlu_task,
+        rows, recipe.output, config=prepared.parent.config.text, comparisons=comparisons, mmlu_task=recipe.mmlu_task,
         origin=Origin(
-            title=f"Sub-models of {prepared.checkpoint.name}", parent=recipe.checkpoint,
+            title=f"Sub-models of {prepared.parent.checkpoint.name}", parent=recipe.checkpoint,
             command=["matslice", "sweep", *sys.argv[1:]],
         ),
     )  # fmt: skip

@@ -135,7 +135,8 @@ def exact_costs(space: Space, config: ModelConfig, written: CostConfig) -> Costs
         ConfigError: The context is one that the model cannot have, or bytes do not add up over layers.
     """
     assert written.resource is not Resource.latency_seconds, "measured, not counted"
-    check_context(config.text, written.context_tokens)
+    if written.resource in (Resource.kv_bytes, Resource.flops_per_token):
+        check_context(config.text, written.context_tokens)
     uneven = written.dtype.bits < StoredAs.bf16.bits and config.text.hidden_size_per_layer_input % GROUP != 0
     if written.resource is Resource.weight_bytes and uneven and any(group.may_be_skipped for group in space.groups):
         raise ConfigError(
