@@ -113,11 +113,16 @@ class JsonlSink:
 class WandbSink:
     """Weights & Biases; offline it writes under ``directory``, for ``wandb sync`` to send later.
 
+    Args:
+        key: Where ``mode`` was written, for errors.
+
     Raises:
         ConfigError: It cannot be reached, or nobody is logged in.
     """
 
-    def __init__(self, directory: Path, *, mode: WandbMode, project: str, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, directory: Path, *, mode: WandbMode, project: str, config: Mapping[str, Any], key: str = "trainer.wandb"
+    ) -> None:
         import wandb  # heavy, and most runs do without
 
         id_file = directory / WANDB_ID_FILE
@@ -136,8 +141,8 @@ class WandbSink:
             )
         except wandb.Error as error:
             raise ConfigError(
-                f"trainer.wandb is {mode}, but Weights & Biases cannot be used ({error}); run 'wandb login', or set"
-                " trainer.wandb=offline"
+                f"{key} is {mode}, but Weights & Biases cannot be used ({error}); run 'wandb login', or set"
+                f" {key}=offline"
             ) from None
 
     def write(self, record: Record) -> None:

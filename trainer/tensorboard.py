@@ -38,12 +38,11 @@ class TensorBoardSink:
         self.writer.close()
 
 
-def check_installed() -> None:
-    """Raise ConfigError if TensorBoard is missing: before anything expensive happens."""
+def check_installed(key: str = "trainer.tensorboard") -> None:
+    """Raise ConfigError if TensorBoard is missing, which ``key`` asks for: before anything expensive happens."""
     try:
         import tensorboard  # noqa: F401
     except ImportError:
         raise ConfigError(
-            "trainer.tensorboard is true, but TensorBoard is not installed; run"
-            " pip install 'matslice[tensorboard]', or leave it out"
+            f"{key} is true, but TensorBoard is not installed; run pip install 'matslice[tensorboard]', or leave it out"
         ) from None
