@@ -182,6 +182,8 @@ def explain_launcher(error: Exception) -> str | None:
         return f"{LAUNCHER}{SUBMITIT}_…: {error}"
     if isinstance(error, ValueError) and str(error).startswith("No trials are completed"):
         return f"{SWEEPER}optuna: no job gave a number, so none is best"
+    if isinstance(error, RuntimeError) and "`Study.stop` is supposed" in str(error):
+        return f"{SWEEPER}optuna: the last job of a grid failed, which it cannot end with; all jobs were run"
     return None
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A recipe whose jobs do what their number asks for: ``python -m tests.recipes.multirun_program context=1,2 …``.
 
-Its number is ``context``: 1 ends well, 2 finds a mistake of its user's, 3 one of ours, 4 is killed, 5 takes forever.
+Its number is ``context``: 1 ends well, 2 finds a mistake of its user's, 3 one of ours, 4 is killed, 5 takes forever,
+6 ends well after a while, for which 4 waits until it has begun.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from model.errors import ConfigError
 from recipes.plan import PlanRecipe
 from recipes.program import start
 
-WELL, REFUSED, BROKEN, KILLED, ENDLESS = 1, 2, 3, 4, 5
+WELL, REFUSED, BROKEN, KILLED, ENDLESS, SLOW = 1, 2, 3, 4, 5, 6
 
 
 def run(recipe: PlanRecipe) -> float | None:
@@ -28,9 +29,14 @@ def run(recipe: PlanRecipe) -> float | None:
         case 3:
             raise RuntimeError("this is broken")
         case 4:
+            until = time.monotonic() + 60
+            while not Path(f"pid_{SLOW}").exists() and time.monotonic() < until:
+                time.sleep(0.1)
             os.kill(os.getpid(), signal.SIGKILL)
         case 5:
             time.sleep(600)
+        case 6:
+            time.sleep(10)
     return recipe.max_effective
 
 
