@@ -201,3 +201,16 @@ def test_a_search_of_which_every_job_fails_says_so(here: Path, capsys: pytest.Ca
     told = capsys.readouterr().err
     assert "hydra/sweeper=optuna: no job gave a number, so none is best" in told
     assert "2 jobs: 2 failed" in told
+
+
+@pytest.mark.slow
+def test_training_gives_a_search_its_lowest_validation_loss(train: Any, chat: Path, here: Path) -> None:
+    pytest.importorskip("optuna")
+    how = ["--multirun", "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=1", "hydra.sweeper.n_trials=2"]
+    output = f"trainer.output={here}/${{optim.learning_rate}}"
+    words = [*how, f"data.validation=[{chat}]", "optim.learning_rate=interval(1e-4,1e-2)", output]
+    assert train(*words, "trainer.eval_every=1") == 0
+    for job in jobs_of(here):
+        states = json.loads((Path(job["output"]) / "summary.json").read_text())["sizes"]
+        assert job["value"] == next(iter(states.values()))["best"]["loss"]
+    assert best_value(here) == min(job["value"] for job in jobs_of(here))
