@@ -218,6 +218,17 @@ def test_many_tasks_are_a_list(tab: Tab, tmp_path: Path) -> None:
     assert tab.run(seen) == ["5"]
 
 
+def test_without_intervals_the_points_fill_the_plot(tab: Tab) -> None:
+    drawn = "['.band', '.range', '.mark'].map((kind) => document.querySelectorAll(`#panels ${kind}`).length)"
+    height = "(([...marks]) => Math.max(...marks) - Math.min(...marks))([...document.querySelectorAll("
+    height += "'#panels .card:first-child .mark')].map((e) => e.getBoundingClientRect().y))"
+    before = tab.run(height)
+    assert tab.run(drawn) == [len(swept().tasks), len(swept().rows), len(swept().rows)]
+    tab.click("#intervals")
+    assert tab.run(drawn) == [0, 0, len(swept().rows)]
+    assert tab.run(height) > before
+
+
 def test_a_point_tells_about_itself_to_mouse_and_keys(tab: Tab) -> None:
     first = "document.querySelector('#panels .point[tabindex=\"0\"]')"
     tab.run(f"{first}.focus()")

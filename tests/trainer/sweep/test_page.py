@@ -20,6 +20,7 @@ from trainer.sweep.page.facts import Cost, Facts, pareto
 from trainer.sweep.page.page import Origin, page, write_report
 from trainer.sweep.page.picture import draw_frontiers
 from trainer.sweep.row import Row
+from trainer.sweep.run import Comparison
 
 VOID = {"meta", "link", "input", "img", "br"}
 DRAWN = {"circle", "rect", "path", "line"}
@@ -93,7 +94,7 @@ def test_the_page_asks_for_nothing_else(written: str) -> None:
 
 def test_without_a_program_figures_and_sub_models_are_all_there(rows: list[Row], written: str) -> None:
     read = Read(written)
-    facts = Facts(rows=rows, config=E4B.text)
+    facts = Facts(rows=rows, config=E4B.text, comparisons=comparisons(rows))
     points = [attributes for tag, attributes in read.elements if tag == "g" and "point" in (attributes["class"] or "")]
     assert len(points) == len(rows)
     for row in rows:
@@ -199,9 +200,20 @@ def test_ticks_are_round_and_within() -> None:
         assert all(low - 1e-9 <= tick <= high + 1e-9 for tick in found)
 
 
+def near(comparison: Comparison) -> Comparison:
+    """With differences whose intervals are a hundred times as narrow."""
+    changes = {
+        name: dataclasses.replace(change, low=change.value - 0.0001, high=change.value + 0.0001)
+        for name, change in comparison.differences["loss"].items()
+    }
+    return dataclasses.replace(comparison, differences={"loss": changes})
+
+
 def test_shares_are_percent_with_the_digits_that_intervals_bear(rows: list[Row]) -> None:
     facts = Facts(rows=rows, config=E4B.text)
     shown = facts.scale_of("arc_easy", "accuracy")
     assert (shown.unit, shown.digits, shown.text(0.61234)) == ("% of questions", 1, "61.2")
     assert facts.scale_of("chat", "loss").text(-2.34567, signed=True) == "−2.346"
+    compared = Facts(rows=rows, config=E4B.text, comparisons={"chat": near(comparisons(rows)["chat"])})
+    assert compared.scale_of("chat", "loss").text(1.5) == "1.5000"  # differences that are that sure are worth telling
     assert facts.scale_of_cost(Cost.kv_bytes_per_token).label == "Keys and values (kB per token)"

@@ -5,15 +5,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trainer.sweep.page.facts import Cost, Facts, short
 
 WIDTH, HEIGHT = 640, 380
 LEFT, RIGHT, TOP, BOTTOM = 62, 18, 16, 50
 STEPS = (1, 2, 2.5, 5, 10)  # of ticks, times powers of ten
-NAME = (92, 15)  # width and height that a name takes
+DOT, LETTER = 6, 7.0  # half of a point, and a letter of a name
 PADDING = 0.06  # of the range, on either side
+
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a name may stand beside its point: how its text is anchored, and how much of it lies left of there."""
+
+    anchor: str
+    share: float
+    right: float
+    up: float
+
+
+PLACES = (
+    Place("end", 1, -9, -8), Place("middle", 0.5, 0, -13), Place("start", 0, 9, 17),
+    Place("middle", 0.5, 0, 21), Place("start", 0, 9, -8), Place("end", 1, -9, 17),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +55,9 @@ class Point:
     label: str  # beside the point; empty for most
     kinds: str  # front, official, parent: as in the style sheet
     shape: str  # circle, diamond, square
+    label_x: float = 0.0
+    label_y: float = 0.0
+    anchor: str = "middle"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +109,6 @@ def chart(facts: Facts, task: str, metric: str, cost: Cost) -> Chart | None:
 
     front = facts.frontier(task, metric, cost)
     points: list[Point] = []
-    named: list[tuple[float, float]] = []
     for row in facts.subs:
         name = row.spec.name
         if name not in figures:
@@ -98,7 +119,7 @@ def chart(facts: Facts, task: str, metric: str, cost: Cost) -> Chart | None:
         label = short(row.official) if row.official and name in front else ""
         points.append(Point(
             x=x(costs[name]), y=y(value), low=y(low), high=y(high), name=f"{told} {x_scale.unit}",
-            label=label if label and free(x(costs[name]), y(value), named) else "",
+            label=label,
             kinds=" ".join(kind for kind, holds in kinds.items() if holds),
             shape="square" if kinds["parent"] else "diamond" if kinds["official"] else "circle",
         ))  # fmt: skip
@@ -109,18 +130,39 @@ def chart(facts: Facts, task: str, metric: str, cost: Cost) -> Chart | None:
         y_label=f"{y_scale.label}, {better} is better",
         x_ticks=marks(ticks(x_low, x_high, 6), x),
         y_ticks=marks(ticks(y_low, y_high, 6), y),
-        points=points,
+        points=named(points),
         steps=stairs([(at, value) for at, value, _, _ in tops]),
         band=closed([(at, low) for at, _, low, _ in tops], [(at, high) for at, _, _, high in tops]),
     )
 
 
-def free(x: float, y: float, named: list[tuple[float, float]]) -> bool:
-    """Whether a name here would lie on none of those before; it is one of them from now on if so."""
-    if any(abs(x - other_x) < NAME[0] and abs(y - other_y) < NAME[1] for other_x, other_y in named):
+def named(points: Sequence[Point]) -> list[Point]:
+    """The points with their names put where they cover nothing, or left out where there is no such place."""
+    taken = [(point.x - DOT, point.y - DOT, point.x + DOT, point.y + DOT) for point in points]
+    found: list[Point] = []
+    for point in points:
+        wide = len(point.label) * LETTER + 4
+        places = (
+            (place, (left, point.y + place.up - 11, left + wide, point.y + place.up + 3))
+            for place in PLACES
+            for left in [point.x + place.right - wide * place.share]
+        )
+        free = next(((place, box) for place, box in places if point.label and is_free(box, taken)), None)
+        if free is None:
+            found.append(replace(point, label=""))
+            continue
+        place, box = free
+        taken.append(box)
+        found.append(replace(point, label_x=point.x + place.right, label_y=point.y + place.up, anchor=place.anchor))
+    return found
+
+
+def is_free(box: Box, taken: Sequence[Box]) -> bool:
+    """Whether a name here is within the plot and covers nothing."""
+    left, top, right, bottom = box
+    if left < LEFT or right > WIDTH - RIGHT or top < 0 or bottom > HEIGHT - BOTTOM:
         return False
-    named.append((x, y))
-    return True
+    return all(right < x0 or x1 < left or bottom < y0 or y1 < top for x0, y0, x1, y1 in taken)
 
 
 def marks(values: Sequence[float], place: Callable[[float], float]) -> list[Tick]:

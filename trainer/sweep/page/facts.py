@@ -176,7 +176,7 @@ class Facts:
         return {name: figure for name, figure in found.items() if figure}
 
     def scale_of(self, task: str, metric: str) -> Scale:
-        """How a figure is shown: with as many digits as its intervals bear."""
+        """How a figure is shown: with as many digits as its intervals bear, or those of differences."""
         if (task, metric) not in self.scales:
             self.scales[task, metric] = self.new_scale(task, metric)
         return self.scales[task, metric]
@@ -192,10 +192,15 @@ class Facts:
         unit, factor = (figures[0].unit if figures else ""), 1.0
         if unit.startswith(SHARE):
             unit, factor = f"% of {unit.removeprefix(SHARE)}", 100.0
-        halves = [factor * (figure.high - figure.low) / 2 for figure in figures]
-        halves = [half for half in halves if math.isfinite(half) and half > 0]
-        digits = 1 - math.floor(math.log10(statistics.median(halves))) if halves else 3
-        return Scale(title=metric, unit=unit, factor=factor, digits=min(max(digits, 0), MAX_DIGITS))
+        changes = [self.change(row.spec.name, task, metric) for row in self.subs]
+        digits = [
+            1 - math.floor(math.log10(statistics.median(halves)))
+            for several in (figures, changes)
+            if (halves := [factor * half for one in several if one and (half := (one.high - one.low) / 2) > 0])
+        ]
+        return Scale(
+            title=metric, unit=unit, factor=factor, digits=min(max([0, *digits] if digits else [3]), MAX_DIGITS)
+        )
 
     def scale_of_cost(self, cost: Cost) -> Scale:
         """How a cost is shown: in thousands, millions or billions, whichever fits the largest."""

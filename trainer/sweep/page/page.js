@@ -6,7 +6,7 @@
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const one = (selector, root = document) => root.querySelector(selector);
   const root = document.documentElement;
-  const state = { task: null, metric: 0, cost: 0, hot: null };
+  const state = { intervals: true, task: null, metric: 0, cost: 0, hot: null };
   const panels = all("#panels [data-task]");
   const tableRows = all("#figures tbody tr[data-sub]");
   const mapRows = all("#map tbody tr[data-sub]");
@@ -84,7 +84,7 @@
     const costs = facts.subs.map((sub) => sub.costs[state.cost] * cost.factor);
     const present = spans.map((value, index) => (value ? index : -1)).filter((index) => index >= 0);
     const [xLow, xHigh] = limits(present.map((index) => costs[index]));
-    const [yLow, yHigh] = limits(present.flatMap((index) => [...spans[index], ...bands[index]]));
+    const [yLow, yHigh] = limits(present.flatMap((index) => (state.intervals ? [...spans[index], ...bands[index]] : [spans[index][1]])));
     const yTicks = ticks(yLow, yHigh, height / 60);
     const left = 14 + 7.2 * Math.max(...yTicks.map((tick) => tick.text.length)), right = 14, top = 22, bottom = 48;
     const x = (value) => left + ((value - xLow) / (xHigh - xLow)) * (width - left - right);
@@ -107,7 +107,7 @@
     const stairs = (value) => corners(front.map((index) => [x(costs[index]), y(value(index))]), edge);
     const path = (points) => `M${points.map((point) => point.map((value) => value.toFixed(1)).join(",")).join("L")}`;
     if (front.length) {
-      picture.append(svg("path", { class: "band", d: `${path([...stairs((index) => bands[index][0]), ...stairs((index) => bands[index][1]).reverse()])}Z` }));
+      if (state.intervals) picture.append(svg("path", { class: "band", d: `${path([...stairs((index) => bands[index][0]), ...stairs((index) => bands[index][1]).reverse()])}Z` }));
       picture.append(svg("path", { class: "steps", d: path(stairs((index) => spans[index][1])) }));
     }
     const ordered = [...present].sort((a, b) => costs[a] - costs[b] || a - b);
@@ -117,7 +117,7 @@
       const names = Object.keys(kinds).filter((kind) => kinds[kind]).join(" ");
       const told = `${sub.name}: ${text(metric, metric.values[index][0])} ${metric.unit}, ${text(cost, sub.costs[state.cost])} ${cost.unit}`;
       const group = svg("g", { class: `point ${names}`, "data-sub": index, tabindex: -1, role: "img", "aria-label": told + (kinds.front ? ", on the frontier" : "") });
-      group.append(svg("line", { class: "range", x1: at[0], x2: at[0], y1: y(spans[index][0]), y2: y(spans[index][2]) }));
+      if (state.intervals) group.append(svg("line", { class: "range", x1: at[0], x2: at[0], y1: y(spans[index][0]), y2: y(spans[index][2]) }));
       group.append(svg("circle", { class: "halo", cx: at[0], cy: at[1], r: 9 }), mark(shapeOf(sub), at[0], at[1], narrow ? 4 : 4.5));
       group.addEventListener("focus", () => heat(index, panel));
       return { index, at, group };
@@ -319,6 +319,7 @@
   const taskChoices = all("[name=task]"); // buttons for a few tasks, a list for many
   for (const choice of taskChoices) choice.addEventListener("change", () => chooseTask(choice.value));
   one("#cost").addEventListener("change", (event) => { state.cost = Number(event.target.value); show(); });
+  one("#intervals").addEventListener("change", (event) => { state.intervals = event.target.checked; show(); });
   one("#metric").addEventListener("change", (event) => { state.metric = Number(event.target.value); show(); });
   for (const heading of all("#figures th[aria-sort]")) one("button", heading).addEventListener("click", () => sort(heading));
   for (const element of all("#search, #only-official, #only-front")) element.addEventListener("input", filter);
@@ -340,6 +341,7 @@
   });
   if (taskChoices[0].type === "radio") taskChoices[0].checked = true; else taskChoices[0].value = "";
   one("#cost").value = "0";
+  one("#intervals").checked = true;
   nameTheme();
   if (facts.tasks.length === 1) chooseTask("0"); else show();
 })();
