@@ -34,7 +34,7 @@ SCHEMAS = {name: schema_of(name) for name in RECIPES}
 NOT_IN_A_SCHEMA = {"experiment": ["train"], "program": list(SCHEMAS)}  # groups that fill no field of their own
 GIVEN = {  # what only a user can know
     "checkpoint": "weights", "output": "out", "adapter_path": "adapter", "files": ["a.jsonl"], "slice": "full",
-    "data.train": ["a.jsonl"], "trainer.output": "runs/a", "trainer.max_steps": 100,
+    "data.train": ["a.jsonl"], "tasks": ["demo_topic"], "trainer.output": "runs/a", "trainer.max_steps": 100,
 }  # fmt: skip
 
 WHOLE = ("full", "main", "custom")  # slices that leave nothing out; custom only as long as nothing is said beside it
