@@ -154,7 +154,7 @@
       ];
       const free = places.find(([a, b]) => {
         const [c, d] = [a + long, b + 14];
-        if (a < box.left || c > box.right || b < box.top - 8 || d > box.bottom) return false;
+        if (a < box.left || c > box.right || b < box.top - 2 || d > box.bottom) return false;
         return taken.every(([e, f, g, h]) => c < e || g < a || d < f || h < b);
       });
       if (!free) continue;
