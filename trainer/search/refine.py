@@ -48,20 +48,22 @@ def surrogate(problem: Problem) -> None:
 
 
 def start(problem: Problem) -> None:
-    """Measure both ends, and each choice alone from there; of them as many as leaves some to refine with."""
+    """Measure both ends, and each choice alone from there, the top's first; of them as many as leaves some to refine.
+
+    Of an end that is not measured whole, chance says what is left out.
+    """
     space, floor = problem.space, problem.costs.floor
-    singles = [
-        *(point for point in one_at_a_time(space, space.top) if point != space.top),
-        *(point for point in legal_neighbours(problem, floor)),
-    ]
     ends = [space.top, floor]
-    singles = [point for point in dict.fromkeys(singles) if point not in ends]
-    most = len(singles)
+    most = np.inf
     if np.isfinite(problem.left):
-        most = max(0, min(most, int(problem.left * SHARE_AT_THE_ENDS) - len(ends)))
-    if most < len(singles):
-        problem.chance("start").shuffle(singles)
-    problem.measure([*ends, *singles[:most]])
+        most = max(0, int((problem.left + problem.evaluator.spent) * SHARE_AT_THE_ENDS) - len(ends))
+    singles: list[Point] = []
+    for around in (one_at_a_time(space, space.top), legal_neighbours(problem, floor)):
+        new = [point for point in dict.fromkeys(around) if point not in (*ends, *singles)]
+        if len(singles) + len(new) > most:
+            problem.chance("start").shuffle(new)
+        singles += new
+    problem.measure([*ends, *singles[: int(min(most, len(singles)))]])
 
 
 def legal_neighbours(problem: Problem, base: Point) -> Iterator[Point]:

@@ -102,14 +102,16 @@ class Surrogate:
         target = (rest - offset) / scale
         parts = kernel_parts(positions, chosen, chosen)
         best: tuple[float, Strengths, Float64[np.ndarray, " measured"]] | None = None
-        for pairs, bend, noise in itertools.product(PAIRS, BENDS, NOISES):
-            strengths = Strengths(pairs, bend, noise)
-            matrix = combined(parts, strengths) + noise * np.eye(len(target))
-            inverse = np.linalg.inv(matrix)
-            weights = inverse @ target
-            error = float(np.mean(np.square(weights / np.diagonal(inverse))))
-            if best is None or error < best[0]:
-                best = error, strengths, weights
+        for pairs, bend in itertools.product(PAIRS, BENDS):
+            values, vectors = np.linalg.eigh(combined(parts, Strengths(pairs, bend, 0.0)))
+            turned = vectors.T @ target
+            for noise in NOISES:
+                damped = 1 / (np.maximum(values, 0) + noise)
+                weights = vectors @ (damped * turned)
+                # A weight over its diagonal entry of the inverse is the error where its own measurement is left out.
+                error = float(np.mean(np.square(weights / (np.square(vectors) @ damped))))
+                if best is None or error < best[0]:
+                    best = error, Strengths(pairs, bend, noise), weights
         assert best is not None
         return cls(positions, best[1], chosen, best[2], offset, scale, best[0] * scale**2)
 

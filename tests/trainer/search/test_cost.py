@@ -14,7 +14,7 @@ from model.config import ModelConfig
 from model.errors import ConfigError
 from model.slicing.plan import Plan, StoredAs
 from model.slicing.submodel import SubModel
-from tests.tiny import TINY_TEXT, tiny_config, tiny_multimodal_config
+from tests.tiny import tiny_config, tiny_multimodal_config
 from tests.trainer.search.spaces import priced, space_of, spaces, tables
 from trainer.search.cost import CostConfig, Resource, exact_costs
 from trainer.search.space import Space, SpaceConfig
@@ -89,10 +89,9 @@ def test_budgets_are_spread_up_to_the_ceiling() -> None:
     assert budgets[0] > costs.at(costs.floor)
 
 
-def test_a_context_that_the_model_cannot_have_is_refused() -> None:
+@pytest.mark.parametrize("resource", [Resource.kv_bytes, Resource.flops_per_token])
+def test_a_context_that_the_model_cannot_have_is_refused_where_it_matters(resource: Resource) -> None:
+    space = space_of(SpaceConfig())
     with pytest.raises(ConfigError, match="context is 4096 tokens"):
-        exact_costs(space_of(SpaceConfig()), tiny_config(), CostConfig())
-
-
-def test_the_trained_points_of_the_tiny_model_are_what_the_tables_tests_say() -> None:
-    assert space_of(SpaceConfig()).size == 2 * 2**6 == Space.of(SpaceConfig(), TINY_TEXT).size
+        exact_costs(space, tiny_config(), CostConfig(resource=resource))
+    exact_costs(space, tiny_config(), CostConfig())

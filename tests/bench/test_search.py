@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The study of search methods measures what it says, goes on where it stopped, and tells regret rightly."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.bench.search import NUM_BUDGETS, Truth, everything, run
+from tests.bench.search_model import (
+    CONFIG,
+    ROW_TOKENS,
+    SCALES,
+    Losses,
+    Split,
+    all_specs,
+    enumerated,
+    rows_of,
+    texts,
+    trained,
+)  # fmt: skip
+from trainer.data.collate import Collator
+from trainer.search.methods import SearchMethod
+from trainer.step import loss_sum
+
+SMALL = SCALES["small"]
+
+
+def made_up(rows: int = 4) -> Losses:
+    """Wider is better, the deeper the more; rows and splits differ a little."""
+    chance = np.random.default_rng(0)
+    levels = np.array([[int(digit) for digit in spec.name[1:]] for spec in all_specs()])
+    loss = 2 - 0.02 * (levels * np.arange(1, 9)).sum(axis=1) / 8
+    return Losses({
+        split: loss[:, None] + 0.1 * chance.normal(size=(1, rows)) + 0.001 * chance.normal(size=(len(loss), rows))
+        for split in Split
+    })  # fmt: skip
+
+
+def test_splits_and_training_share_no_file() -> None:
+    train, held_out = texts()
+    for text in held_out.values():
+        assert len(text) > 100_000
+        assert text[:2000] not in train
+
+
+def test_regret_is_told_against_all_sub_models() -> None:
+    truth = Truth.of(made_up())
+    row = run(truth, SearchMethod.surrogate, 65, seed=0)
+    assert row.evaluations <= 65
+    assert len(row.picks) == NUM_BUDGETS
+    assert (row.search_regrets >= 0).all()
+    assert row.search_regrets.mean() < 0.002
+    assert row.r2 is not None
+    assert row.r2 > 0.9
+    assert all(truth.prices[place] <= budget for place, budget in zip(row.picks, truth.budgets, strict=True))
+    assert everything(truth).search_regrets.max() == 0
+
+
+@pytest.mark.slow  # half a minute: the run names every one of the 6,561 sizes that it trains
+def test_losses_are_those_of_each_sub_model_and_an_interrupted_enumeration_goes_on(tmp_path: Path) -> None:
+    model = trained(tmp_path / "run", SMALL, threads=1)
+    specs = all_specs()[::1300]
+    two = dataclasses.replace(SMALL, measured_rows=2, batches=dict.fromkeys(Split, 2))
+    one = dataclasses.replace(SMALL, measured_rows=2, batches=dict.fromkeys(Split, 1))
+    path = tmp_path / "losses.npz"
+    first = enumerated(model, one, path, specs=specs)
+    stored = dict(np.load(path))
+    both = enumerated(model, two, path, specs=specs)
+    assert both.num_bytes(Split.report) == 2 * first.num_bytes(Split.report) == 4 * ROW_TOKENS
+    for split in Split:
+        np.testing.assert_array_equal(both.rows[split][:, :2], stored[f"{split}_0"])
+        batch = Collator(CONFIG.text.pad_token_id)(rows_of(texts()[1][split], count=4, seed=1))
+        with torch.no_grad():
+            sums = [loss_sum(model, batch.inputs, batch.labels, spec).item() for spec in specs]
+        np.testing.assert_allclose(both.of(split), np.array(sums) / both.num_bytes(split), rtol=1e-5)
