@@ -44,9 +44,7 @@ GIVES = "the lowest validation loss (data.validation must be given)"
 def run(recipe: TrainRecipe) -> float | None:
     """Train, and give the lowest validation loss, as trainer.monitor has it; None if no loss was measured.
 
-    The newest weights are always in ``weights`` in the run's directory.
-
-    A run that a signal ended is saved, and the program's exit status is the shells' for it: 143, or 130.
+    ``weights`` in the run's directory is always the newest. A run that a signal ended is saved; it exits with 143 or 130.
     """
     source, lineage = fork_source(recipe.resume) if recipe.resume is not None and recipe.fork else (None, None)
     prepared = prepare(recipe)
