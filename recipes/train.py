@@ -44,7 +44,7 @@ GIVES = "the lowest validation loss (data.validation must be given)"
 def run(recipe: TrainRecipe) -> float | None:
     """Train, and give the lowest validation loss, as trainer.monitor has it; None if no loss was measured.
 
-    ``weights`` in the run's directory is always the newest. A run that a signal ended is saved; it exits with 143 or 130.
+    ``weights`` in the run's directory is always the newest. A run that a signal ended is saved, with status 143 or 130.
     """
     source, lineage = fork_source(recipe.resume) if recipe.resume is not None and recipe.fork else (None, None)
     prepared = prepare(recipe)
