@@ -59,7 +59,7 @@ class CostConfig:
     """What budgets limit, and what it depends on besides the sub-model."""
 
     resource: Resource = Resource.effective_parameters
-    context_tokens: int = 4096  # of kv_bytes, flops_per_token and latency_seconds
+    context_tokens: int = 4096  # of kv_bytes and flops_per_token
     dtype: StoredAs = StoredAs.bf16  # of weight_bytes
     cache_dtype: StoredAs = StoredAs.bf16  # of kv_bytes
 

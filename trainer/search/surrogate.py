@@ -22,6 +22,7 @@ PAIRS = (0.0, 0.03, 0.1, 0.3, 1.0)  # how much two choices may do together, besi
 BENDS = (0.0, 0.1, 1.0, 10.0)
 NOISES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # of the spread of what is measured
 ALONE = 1.0
+AT_ONCE = 4096  # points to predict: all of a space at once would take much memory
 LEAST_SCALE = 0.05  # of the mean sensitivity: a choice that seemed not to matter may do so elsewhere
 
 Table = Sequence[Sequence[float]]  # of each group, what each choice is believed to add
@@ -118,8 +119,11 @@ class Surrogate:
     def predict(self, points: Sequence[Point] | Int64[np.ndarray, "points groups"]) -> Float64[np.ndarray, " points"]:
         """The losses of points."""
         asked = np.asarray(points, dtype=np.int64)
-        kernel = combined(kernel_parts(self.positions, asked, self.points), self.strengths)
-        return prior(self.positions, asked) + self.offset + self.scale * (kernel @ self.weights)
+        found = prior(self.positions, asked) + self.offset
+        for first in range(0, len(asked), AT_ONCE):
+            parts = kernel_parts(self.positions, asked[first : first + AT_ONCE], self.points)
+            found[first : first + AT_ONCE] += self.scale * (combined(parts, self.strengths) @ self.weights)
+        return found
 
 
 def prior(positions: Positions, points: Int64[np.ndarray, "points groups"]) -> Float64[np.ndarray, " points"]:
