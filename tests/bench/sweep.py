@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a sweep saves: 16 sub-models on real tasks with one model in memory, beside 16 evaluations of one each.
+
+    matslice demo; python -m tests.bench.sweep [--items N] [--rounds N] [--demo DIR] [--document FILE]
+
+Both find the same, which is checked to the last bit of every item. An evaluation of one sub-model loads the model and
+reads the task, as a command would; what Python takes to start is in neither. Sweep and evaluations take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from model.slicing.official import official
+from model.slicing.spec import SliceSpec
+from model.text.tree import tree_of
+from recipes.sweep import SweepRecipe, build_engine, find_parent
+from trainer.checkpoint import write_whole
+from trainer.config import Device
+from trainer.evaluation.metric import Values
+from trainer.evaluation.task import Task
+from trainer.evaluation.task_building import build_task
+from trainer.evaluation.task_config import TaskConfig, TaskKind
+
+ROOT = Path(__file__).parents[2]
+TASKS = {"topic": "text", "digit": "pictures", "say": "recordings"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One task: seconds of each round, and how much of the decoder's layers was run."""
+
+    together: list[float]
+    apart: list[float]
+    same: bool
+    items: int
+
+    @property
+    def ratio(self) -> float:
+        """Time of the sweep over that of all evaluations, medians."""
+        return statistics.median(self.together) / statistics.median(self.apart)
+
+
+def recipe_of(demo: Path) -> SweepRecipe:
+    """The demo's base with its adapter."""
+    return SweepRecipe(
+        checkpoint=str(demo / "base" / "weights"), adapter_path=demo / "adapter" / "weights", tasks=["-"],
+        output=Path("-"), compare=False, device=Device.cpu,
+    )  # fmt: skip
+
+
+def found(recipe: SweepRecipe, config: TaskConfig, specs: Sequence[SliceSpec]) -> tuple[list[list[Values]], Task]:
+    """What is found of every item under each sub-model, from the checkpoint on the disk."""
+    parent = find_parent(recipe)
+    task = build_task(config, parent.processor, has_reference=False)
+    engine = build_engine(recipe, parent, [task], None)
+    by_spec: list[list[Values]] = [[] for _ in specs]
+    for batch in task.batches:
+        for own, values in zip(by_spec, task.measure(engine, specs, batch), strict=True):
+            own.extend(values)
+    return by_spec, task
+
+
+def measure(recipe: SweepRecipe, config: TaskConfig, specs: Sequence[SliceSpec], rounds: int) -> Measured:
+    """Both ways, in turns."""
+    together, apart, same, items = [], [], True, 0
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        all_at_once, task = found(recipe, config, specs)
+        together.append(time.perf_counter() - begun)
+        begun = time.perf_counter()
+        one_by_one = [found(recipe, config, [spec])[0][0] for spec in specs]
+        apart.append(time.perf_counter() - begun)
+        same, items = same and all_at_once == one_by_one, len(task.items)
+    return Measured(together, apart, same, items)
+
+
+def main() -> None:
+    """Measure, print, and write the document if one is named."""
+    parser = argparse.ArgumentParser(description="What a sweep saves.")
+    parser.add_argument("--demo", type=Path, default=Path("out/demo"), help="what matslice demo left")
+    parser.add_argument("--items", type=int, default=96, help="of each task")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--document", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    recipe = recipe_of(options.demo)
+    text = find_parent(recipe).config.text
+    specs = [one.spec for one in official(text)]
+    console, results = Console(width=120), dict[str, Measured]()
+    for name in TASKS:
+        config = TaskConfig(
+            name=name, kind=TaskKind.held_out, files=[str(options.demo / "data" / name / "test.jsonl")],
+            max_items=options.items, batch_size=16,
+        )  # fmt: skip
+        results[name] = measure(recipe, config, specs, options.rounds)
+        assert results[name].same, f"{name}: a sweep found something else"
+    layers = sum(len(spec.kept_layers) for spec in specs)
+    run = tree_of(specs, text).num_steps
+    columns = ("task", "items", "16 evaluations", "one sweep", "ratio", "loads")
+    rows = [
+        (f"{name} ({TASKS[name]})", str(one.items), f"{statistics.median(one.apart):.1f} s",
+         f"{statistics.median(one.together):.1f} s", f"{one.ratio:.2f}", "1 instead of 16")
+        for name, one in results.items()
+    ]  # fmt: skip
+    apart, together = (
+        sum(statistics.median(getattr(one, way)) for one in results.values()) for way in ("apart", "together")
+    )
+    rows.append(("all three", "", f"{apart:.1f} s", f"{together:.1f} s", f"{together / apart:.2f}", ""))
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    told = f"Of {layers} layers of the 16 sub-models {run} are run: the others are the beginnings of several."
+    console.print(f"{told} Every item's figures are the same both ways, bit for bit.")
+    if options.document is not None:
+        write_document(options, columns, rows, told)
+
+
+def write_document(
+    options: argparse.Namespace, columns: Sequence[str], rows: Sequence[Sequence[str]], told: str
+) -> None:
+    """The table with what it was measured by."""
+    lines = [" | ".join(columns), " | ".join(["---", *["---:"] * (len(columns) - 1)]), *map(" | ".join, rows)]
+    command = (
+        f"python -m tests.bench.sweep --items {options.items} --rounds {options.rounds} --threads {options.threads}"
+    )
+    packages = f"Python {platform.python_version()}, torch {version('torch')}"
+    write_whole(options.document, "\n".join([
+        "# What a sweep saves", "",
+        "Google's 16 sub-models, as they are in the demo's base, on what the demo holds out of its three tasks: one",
+        "sweep beside 16 evaluations of one sub-model each, which load the model and read the rows anew. The figures of",
+        f"every item are the same both ways, bit for bit. Medians of {options.rounds} rounds, in which both take turns.",
+        "",
+        *(f"| {line} |" for line in lines), "", told, "",
+        f"`matslice demo; {command}`, {datetime.now(UTC):%Y-%m-%d}, {options.threads} threads, {packages}.", "",
+    ]))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
