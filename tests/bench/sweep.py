@@ -142,9 +142,9 @@ def write_document(
     write_whole(options.document, "\n".join([
         "# What a sweep saves", "",
         "Google's 16 sub-models, as they are in the demo's base, on what the demo holds out of its three tasks: one",
-        "sweep beside 16 evaluations of one sub-model each, which load the model and read the rows anew. The figures of",
-        f"every item are the same both ways, bit for bit. Medians of {options.rounds} rounds, in which both take turns.",
-        "",
+        "sweep beside 16 evaluations of one sub-model each, which load the model and read the rows anew. The figures",
+        f"of every item are the same both ways, bit for bit. Medians of {options.rounds} rounds, in which both take",
+        "turns.", "",
         *(f"| {line} |" for line in lines), "", told, "",
         f"`matslice demo; {command}`, {datetime.now(UTC):%Y-%m-%d}, {options.threads} threads, {packages}.", "",
     ]))  # fmt: skip
