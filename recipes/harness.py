@@ -110,6 +110,9 @@ class HarnessArguments:
             raise ConfigError(f"model_args: there is no '{unknown[0]}'; there are {', '.join(known)}")
         if not isinstance(wanted.get("checkpoint"), str):
             raise ConfigError("model_args: checkpoint is missing; write --model_args checkpoint=DIRECTORY")
+        for key in ("batch_size", "max_length"):  # the harness's command passes its own --batch_size as text
+            if isinstance(wanted.get(key), str) and wanted[key].isdecimal():
+                wanted[key] = int(wanted[key])
         for key in LISTS:  # of one number the harness's command makes no list
             if type(wanted.get(key)) is int:
                 wanted[key] = [wanted[key]]

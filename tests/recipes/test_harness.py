@@ -26,7 +26,7 @@ def worded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_sub_model_answers_as_that_part_of_the_model(worded: Path) -> None:
-    opened = open_model({"checkpoint": str(worded), "batch_size": 2, "device": "cpu", "max_batch_size": 64, **SAID})
+    opened = open_model({"checkpoint": str(worded), "batch_size": "2", "device": "cpu", "max_batch_size": 64, **SAID})
     assert opened.loglikelihood(PAIRS) == harness_model(tiny_model(TEXT), SHORT).loglikelihood(PAIRS)
     assert opened.get_model_info()["ffn_widths"] == SAID["ffn_widths"]
     assert (opened.max_length, opened.batch_size) == (TINY_TEXT.max_position_embeddings, 2)

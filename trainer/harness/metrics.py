@@ -24,12 +24,12 @@ LIKELIHOOD = "log-likelihood"
 
 def perplexity(sums: Sums) -> Figure:
     """Of log-likelihoods, over what they count."""
-    return np.exp(-ratio(sums))
+    return np.asarray(np.exp(-ratio(sums)))
 
 
 def bits(sums: Sums) -> Figure:
     """Likewise, in bits."""
-    return -ratio(sums) / math.log(2)
+    return np.asarray(-ratio(sums) / math.log(2))
 
 
 def one(value: Any) -> tuple[float, ...]:
