@@ -24,7 +24,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export WANDB_MODE ?= offline
 
-.PHONY: help setup demo test test-slow browser test-gpu test-deepspeed check format bench-forward bench-cache bench-slice bench-train bench-gpu clean
+.PHONY: help setup demo test test-slow browser harness test-gpu test-deepspeed check format bench-forward bench-cache bench-slice bench-train bench-gpu clean
 
 help:
 	@echo 'make setup          .venv with everything the other targets need'
@@ -32,6 +32,7 @@ help:
 	@echo 'make test           the test suite (no network, no GPU)'
 	@echo 'make test-slow      the tests that take longer'
 	@echo 'make browser        Chromium for the tests that open reports in one, where apt-get can install it'
+	@echo 'make harness        lm-evaluation-harness for the tests that compare with it'
 	@echo 'make test-gpu       the tests that need a CUDA device'
 	@echo 'make test-deepspeed the tests that need DeepSpeed, which it installs in .venv-deepspeed'
 	@echo 'make check          format, lint, types, import layering, file lengths'
@@ -70,7 +71,12 @@ browser:
 	fi; \
 	echo 'no Chromium, and none could be installed: the tests that open reports in one are skipped'
 
-test-slow: $(READY) browser
+# It brings thirty packages that nothing else needs. Where they cannot be had, its tests are skipped and say so.
+harness: $(READY)
+	@$(BIN)/python -c 'import lm_eval' 2>/dev/null || $(INSTALL) --editable '.[eval]' \
+		|| echo 'could not install lm-evaluation-harness: the tests that compare with it are skipped'
+
+test-slow: $(READY) browser harness
 	$(PYTEST) -m 'slow and not gpu'
 
 test-gpu: $(READY)
