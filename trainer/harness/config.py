@@ -35,7 +35,7 @@ class HarnessConfig:
             value = getattr(self, key)
             if value is not None and value < least:
                 raise ConfigError(f"lm_eval: {key} is {value}; it must be at least {least}")
-        if self.system_instruction is not None and not self.apply_chat_template and not self.system_instruction.strip():
+        if self.system_instruction is not None and not self.system_instruction.strip():
             raise ConfigError("lm_eval: system_instruction is empty; leave it out, or say something")
 
     def length_in(self, positions: int) -> int:

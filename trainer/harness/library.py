@@ -7,6 +7,7 @@ It may be absent, and takes seconds to import, so everything of it is named by t
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -118,7 +119,7 @@ def load_tasks(name: str, include: Sequence[Path]) -> list[Any]:
     for directory in include:
         if not directory.is_dir():
             raise ConfigError(f"lm_eval: include_path is '{directory}', which is no directory")
-    manager = importlib.import_module("lm_eval.tasks").TaskManager(include_path=[str(one) for one in include] or None)
+    manager = manager_of(tuple(map(str, include)))
     is_file = name.endswith((".yaml", ".yml"))
     if (is_file and not Path(name).is_file()) or (not is_file and name not in manager.all_tasks):
         near = difflib.get_close_matches(name, manager.all_tasks, n=3)
@@ -135,6 +136,12 @@ def load_tasks(name: str, include: Sequence[Path]) -> list[Any]:
             f"lm_eval:{name}: cannot be made ready ({type(error).__name__}: {first_line(error)}); its data is read"
             " from the hub or from files, so check the network, the name and what the task needs"
         ) from error
+
+
+@functools.cache
+def manager_of(include: tuple[str, ...]) -> Any:
+    """What knows the tasks: thousands of files are read for it, which takes ten seconds."""
+    return importlib.import_module("lm_eval.tasks").TaskManager(include_path=list(include) or None)
 
 
 def document_hash(document: Any) -> str:
