@@ -22,7 +22,7 @@ from rich.console import Console
 
 from model.slicing.spec import SliceSpec
 from tests.bench.search_model import CONFIG, SCALES, WIDTHS, Losses, Split, all_specs, enumerated, trained
-from tests.bench.search_report import Row, Study, write
+from tests.bench.search_report import EVERYTHING, Row, Study, write
 from trainer.search.cost import CostConfig, Costs, exact_costs
 from trainer.search.evaluator import Evaluator, key_of
 from trainer.search.methods import SearchMethod
@@ -110,7 +110,7 @@ def everything(truth: Truth) -> Row:
         checked |= set(best.tolist())
         picks.append(best[np.argmin(calibration[best])])
     return Row(
-        name="all of them", picks=np.array(picks), search_regrets=np.zeros(len(picks)), evaluations=len(found),
+        name=EVERYTHING, picks=np.array(picks), search_regrets=np.zeros(len(picks)), evaluations=len(found),
         calibration_evaluations=len(checked), r2=None, seconds=0.0,
     )  # fmt: skip
 

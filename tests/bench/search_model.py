@@ -124,7 +124,7 @@ class Scale:
 
 SCALES = {
     "full": Scale(
-        steps=1800, batch_size=24, measured_rows=16, batches={Split.search: 3, Split.calibration: 3, Split.report: 6}
+        steps=1800, batch_size=24, measured_rows=16, batches={Split.search: 1, Split.calibration: 1, Split.report: 2}
     ),
     "small": Scale(
         steps=4, batch_size=2, measured_rows=1, batches={Split.search: 1, Split.calibration: 1, Split.report: 1}

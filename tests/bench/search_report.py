@@ -26,6 +26,7 @@ DPI = 150
 INCHES = (11.0, 4.2)
 TICKS = (10, 20, 30, 45, 65, 100, 160)  # evaluations
 DEFAULT = str(SearchMethod.surrogate)
+EVERYTHING = "all of them"  # the name of the row that no search can beat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,12 +176,20 @@ def verdicts(study: Study) -> list[str]:
         ("searched, mean", row.search_regrets.mean()), ("searched, worst budget", row.search_regrets.max()),
         ("report, mean", report.mean()), ("report, worst budget", report.max()),
     )  # fmt: skip
-    lines = [
-        f"Aimed at by the default method: a regret of at most {AIM_NATS} nats with {row.evaluations} evaluations.\n"
-    ]
-    return lines + [
-        f"* {what}: {value:.4f}, {'met' if value <= AIM_NATS else '**missed**'}" for what, value in figures
-    ]  # fmt: skip
+    aim = (
+        f"Aimed at by the default method: a regret of at most {AIM_NATS} nats with at most {study.limit} evaluations."
+        f" It used {row.evaluations} on the search split, for all budgets together, and"
+        f" {row.calibration_evaluations} on the calibration split besides.\n"
+    )
+    judged = [f"* {what}: {value:.4f}, {'met' if value <= AIM_NATS else '**missed**'}" for what, value in figures]
+    (whole,) = study.of(EVERYTHING)
+    if (floor := float(study.report_regrets(whole).mean())) <= AIM_NATS:
+        return [aim, *judged]
+    why = (
+        f"\nMeasuring all sub-models misses the aim on the report split, too ({floor:.4f} on average): what is left"
+        " there is how little text the splits have, and the methods cannot be told apart by it."
+    )
+    return [aim, *judged, why]
 
 
 def draw(study: Study, path: Path) -> None:
