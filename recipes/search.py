@@ -82,6 +82,7 @@ class SearchRecipe:
     official: bool = True  # report Google's sub-models beside what was found
     statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
     adapter_path: Path | None = None  # directory of a trained adapter
+    merge: bool = True  # fold the adapter into the weights first, as slices that are shipped have it; takes less time
     modalities: list[Modality] | None = None  # towers to load if needed, beside text; null = all
     max_items: int | None = None  # of files, drawn by seed; null = all
     max_length_tokens: int = 2048
@@ -189,7 +190,8 @@ def look(
     price: Callable[[SliceSpec], int] | None,
 ) -> SearchResult:  # fmt: skip
     """The search itself."""
-    identity = f"{fingerprint_of(find_checkpoint(recipe.checkpoint), recipe.adapter_path)} {dtype_of(recipe.precision)}"
+    model = fingerprint_of(find_checkpoint(recipe.checkpoint), recipe.adapter_path)
+    identity = f"{model} {dtype_of(recipe.precision)} {'merged' if recipe.merge else 'adapted'}"
     console = Console(stderr=True)
 
     def evaluator(name: str, limit: int | None) -> Evaluator:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from model.adapter.lora import base_of, check_adapter
+from model.adapter.lora import PeftModel, base_of, check_adapter, merge
 from model.checkpoint.reader import Checkpoint
 from model.config import ModelConfig
 from model.errors import ConfigError
@@ -50,6 +50,7 @@ from trainer.search.space import SpaceConfig
 from trainer.soft_tokens import SharedTowers
 from trainer.sweep.identity import Identity
 from trainer.sweep.page.page import PAGE_FILE, Origin, write_report
+from trainer.sweep.publish import check_publishing, publish
 from trainer.sweep.row import Row
 from trainer.sweep.run import About, check, compare, sweep
 from trainer.sweep.run import Progress as Step
@@ -72,6 +73,7 @@ class SweepRecipe:
     statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
     lm_eval: HarnessConfig = field(default_factory=HarnessConfig)  # how tasks of lm-evaluation-harness are asked
     adapter_path: Path | None = None  # directory of a trained adapter
+    merge: bool = True  # fold the adapter into the weights first, as slices that are shipped have it; takes less time
     modalities: list[Modality] | None = None  # towers to load if needed, beside text; null = all
     long_audio: LongAudio = LongAudio.refuse  # sound of more than 30 s: refuse, truncate, or chunk it into several
     shared_gib: float = 1.0  # about how much of what sub-models have in common waits in memory; less takes longer
@@ -137,6 +139,7 @@ def measure(recipe: SweepRecipe) -> list[Row]:
         MatsliceError: A word, a file, the checkpoint or what is in ``output`` cannot be used.
     """
     check_place(recipe.output)
+    check_publishing(tensorboard=recipe.tensorboard)
     prepared = prepare(recipe)
     return measured(recipe, prepared, lambda: build_engine(recipe, prepared.parent, prepared.tasks, prepared.reference))
 
@@ -158,6 +161,7 @@ def measured(recipe: SweepRecipe, prepared: Prepared, engine: Callable[[], Engin
             with progress_bar() as show:
                 rows = sweep(engine(), prepared.tasks, prepared.specs, store, about, show)
         report(recipe, prepared, store, rows)
+        publish(rows, recipe.output, wandb=recipe.wandb, project=recipe.wandb_project, tensorboard=recipe.tensorboard)
     finally:
         store.close()
     return rows
@@ -209,7 +213,8 @@ def identity_of(recipe: SweepRecipe, prepared: Prepared) -> Identity:
         statistics=recipe.statistics,
         tasks=prepared.tasks,
         settings={
-            "stored_as": recipe.stored_as.value, "modalities": sorted(parent.config.modalities), **prepared.settings,
+            "stored_as": recipe.stored_as.value, "merge": recipe.merge and recipe.adapter_path is not None,
+            "modalities": sorted(parent.config.modalities), **prepared.settings,
         },
         surroundings={"device": find_device(recipe.device).type, **{name: version(name) for name in PACKAGES}},
     )  # fmt: skip
@@ -246,6 +251,8 @@ def build_engine(recipe: SweepRecipe, parent: Parent, tasks: Sequence[Task], ref
         parent.checkpoint, recipe.adapter_path, dtype=recipe.precision.dtype, device=device, modalities=loaded,
         per_layer_table=recipe.per_layer_table,
     )  # fmt: skip
+    if isinstance(model, PeftModel) and recipe.merge:
+        model = merge(model)
     gemma, processor = base_of(model), parent.processor
     cache = build_cache(recipe.soft_token_cache, gemma, processor, device)
     return Engine(

@@ -109,6 +109,23 @@ def test_a_sweep_goes_on_and_takes_more_sub_models(
     assert "dtype: was 'float32', now 'bfloat16'" in capsys.readouterr().err
 
 
+def test_an_adapter_is_measured_and_figures_are_told_elsewhere(
+    words: list[str], adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [*words, f"adapter_path={adapter}", "slices=[full]"]
+    assert main([*given, f"output={tmp_path / 'merged'}", "tensorboard=true", "wandb=offline"]) == 0
+    assert list((tmp_path / "merged").rglob("events.out.tfevents.*"))
+    assert list((tmp_path / "merged").rglob("*.wandb"))
+    assert main([*given, f"output={tmp_path / 'apart'}", "merge=false"]) == 0
+    merged, apart = ({row["task"]: row for row in rows_in(tmp_path / name)} for name in ("merged", "apart"))
+    for task in ("words", "choice"):
+        value, other = (rows[task]["metrics"] for rows in (merged, apart))
+        name = "loss" if task == "words" else "accuracy"
+        assert value[name]["value"] == pytest.approx(other[name]["value"], rel=1e-5)
+    assert main([*given, f"output={tmp_path / 'merged'}", "resume=true", "merge=false"]) == 2
+    assert "merge: was True, now False" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [

@@ -31,6 +31,7 @@ from trainer.soft_tokens import SharedTowers
 
 NUM_BINS = 10  # of probabilities, for calibration
 KEPT_BYTES = 1 << 30
+Part = tuple[tuple[int, ...], tuple[int, ...]]  # of a model: kept layers and their widths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,20 +116,23 @@ class Engine:
         batch = self.towers.encode(with_table_rows(self.collator(rows), self.gemma.per_layer_table).to(self.device))
         labelled = batch.labels != IGNORED
         lengths = labelled.sum(dim=1).tolist()
-        wanted = specs if self.reference is None else (self.reference, *specs)
+        wanted = distinct(specs if self.reference is None else (self.reference, *specs))
         softcap = self.gemma.config.text.final_logit_softcapping
         reference: Answers | None = None
         early: dict[int, Answers] = {}  # of those that end where the reference goes on
-        found: dict[int, list[RowScore]] = {}
-        for number, hidden in self.gemma.hidden_of_each(batch.inputs, wanted, kept_bytes=self.kept_bytes):
+        found: dict[Part, list[RowScore]] = {}
+        parts = list(wanted)
+        for number, hidden in self.gemma.hidden_of_each(
+            batch.inputs, list(wanted.values()), kept_bytes=self.kept_bytes
+        ):
             scores = token_scores(hidden, self.gemma.head_weight, batch.labels, softcap=softcap)
             early[number] = Answers(hidden[labelled], scores)
             if self.reference is not None and number == 0:
-                reference = early.pop(0)
+                reference = early[number]
             if self.reference is None or reference is not None:
                 for waiting in list(early):
-                    found[waiting] = self.by_row(early.pop(waiting), reference, lengths)
-        return [found[number] for number in range(len(wanted) - len(specs), len(wanted))]
+                    found[parts[waiting]] = self.by_row(early.pop(waiting), reference, lengths)
+        return [found[part_of(spec)] for spec in specs]
 
     def by_row(self, answers: Answers, reference: Answers | None, lengths: Sequence[int]) -> list[RowScore]:
         """The figures of each row, of which ``lengths`` tokens are supervised."""
@@ -182,12 +186,26 @@ class Engine:
         """
         encoded = self.gemma.soft_tokens(prompts.to(self.device))
         unsaid = [*ids_of_media(self.gemma.config), *self.unsaid]
-        return [
-            [
+        found = {
+            part: [
                 self.tokenizer.decode(ids)
                 for ids in complete(
                     self.model, encoded, sampling=sampling, stop_ids=stop_ids, spec=spec, unsaid=unsaid
                 )
             ]
-            for spec in specs
-        ]  # fmt: skip
+            for part, spec in distinct(specs).items()
+        }  # fmt: skip
+        return [found[part_of(spec)] for spec in specs]
+
+
+def part_of(spec: SliceSpec) -> Part:
+    """What a sub-model is, whatever its name."""
+    return spec.kept_layers, spec.ffn_widths
+
+
+def distinct(specs: Sequence[SliceSpec]) -> dict[Part, SliceSpec]:
+    """The sub-models that differ, in the order they first come in: those of other names are measured once."""
+    found: dict[Part, SliceSpec] = {}
+    for spec in specs:
+        found.setdefault(part_of(spec), spec)
+    return found
