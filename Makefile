@@ -24,7 +24,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export WANDB_MODE ?= offline
 
-.PHONY: help setup demo test test-slow browser harness test-gpu test-deepspeed check format bench-forward bench-cache bench-slice bench-train bench-gpu clean
+.PHONY: help setup demo test test-slow browser harness test-gpu test-deepspeed check format bench-forward bench-cache bench-slice bench-train bench-gpu bench-sweep bench-search clean
 
 help:
 	@echo 'make setup          .venv with everything the other targets need'
@@ -42,6 +42,8 @@ help:
 	@echo 'make bench-slice    slicing E4B to E2B: time and memory, beside a copy and the notebook (41 GB of disk, 10 minutes)'
 	@echo 'make bench-train    a training step beside transformers and PEFT: speed and memory (9 GB of memory, 3 minutes)'
 	@echo 'make bench-gpu      the same of E4B and E2B on a CUDA device, with the loss and attention alone (80 GB of its memory)'
+	@echo 'make bench-sweep    many sub-models in one sweep, beside one evaluation of each (after make demo)'
+	@echo 'make bench-search   searches of sub-models, beside all 6,561 that a small model has (half an hour)'
 	@echo 'make clean          remove .venv and caches'
 
 setup: $(READY)
@@ -117,6 +119,12 @@ bench-train: $(READY)
 
 bench-gpu: $(READY)
 	$(BIN)/python -m tests.bench.training_gpu
+
+bench-sweep: $(READY)
+	$(BIN)/python -m tests.bench.sweep
+
+bench-search: $(READY)
+	$(BIN)/python -m tests.bench.search
 
 clean:
 	rm -rf .venv $(WITH_DEEPSPEED) .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
