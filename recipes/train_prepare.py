@@ -40,7 +40,14 @@ from trainer.data.stream import StreamLoader
 from trainer.data.supervise import TokenRow, TokenRows
 from trainer.elastic import SliceSampler
 from trainer.optim import ROUNDING, refuse_absent, refuse_unusable
-from trainer.runtime import is_first_launched, num_launched, refuse_environment, refuse_undivided, rows_per_step
+from trainer.runtime import (
+    is_first_launched,
+    num_launched,
+    refuse_environment,
+    refuse_undivided,
+    refuse_unlike_zero,
+    rows_per_step,
+)
 from trainer.schedule import Schedule
 from trainer.soft_token_cache import make_directory
 from trainer.tensorboard import check_installed
@@ -84,6 +91,7 @@ def prepare(recipe: TrainRecipe) -> Prepared:
     trained = trained_names(recipe, config)
     refuse_trained_table(recipe, trained)
     trains_media = not all(name.startswith(DECODER) for name in trained)
+    refuse_unlike_zero(recipe.trainer, may_leave_unused=sampler.may_skip_layers or trains_media)
     stream = open_stream(recipe, processor) if recipe.data.streaming else None
     train, validation = read_data(recipe.data, processor, seed=recipe.trainer.seed, stream=stream)
     refuse_watching_nothing(recipe.trainer, validation, evaluated)

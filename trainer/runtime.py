@@ -32,6 +32,8 @@ NOT_OF_SHARDING = {
     "FSDP_OFFLOAD_PARAMS": "parameters stay on the device; take more processes, or trainer.per_layer_table=host",
     "FSDP_ACTIVATION_CHECKPOINTING": "set trainer.recompute.text=full in its place",
 }
+# What a launcher tells each process; DeepSpeed would look for them elsewhere, in what need not be installed.
+JOINING = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # Optimizers that do not know shares: torch's fails at its first step, bitsandbytes' counts blocks over whole tensors.
 UNDIVIDED = frozenset({OptimizerName.adafactor, OptimizerName.adamw_8bit})
 
@@ -52,9 +54,7 @@ def start(config: TrainerConfig, *, may_leave_unused: bool) -> Accelerator:
             launcher or its environment variables, to do what this loop is not written for.
     """
     refuse_environment()
-    if is_zero():
-        refuse_unused(may_leave_unused=may_leave_unused)
-        zero_config(config, num_launched())
+    refuse_unlike_zero(config, may_leave_unused=may_leave_unused)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     with unsaid(USING_ZERO):
@@ -92,8 +92,19 @@ def refuse_environment() -> None:
                 " divided up among processes, or with conf/accelerate/ddp.yaml ('accelerate launch --multi_gpu') for a"
                 " whole one in each"
             )
+    if is_zero() and is_sharded():
+        raise ConfigError(
+            f"the environment has both {SHARDING} and {USING_ZERO}, but what is divided up is so by one of them: unset"
+            " the other, or launch with --config_file conf/accelerate/fsdp2.yaml or deepspeed.yaml"
+        )
     if is_zero():
         asked_of_zero()
+        if absent := [name for name in JOINING if name not in os.environ]:
+            raise ConfigError(
+                f"the environment has {USING_ZERO}=true, but not {', '.join(absent)}, as a launcher sets them: launch"
+                " with 'accelerate launch --config_file conf/accelerate/deepspeed.yaml', also for one process, or unset"
+                f" {USING_ZERO}"
+            )
     if is_sharded():
         if (version := os.environ.get("FSDP_VERSION", "1")) != "2":
             raise ConfigError(
@@ -172,6 +183,18 @@ def refuse_unused(*, may_leave_unused: bool) -> None:
             " all the same, or wait for it: train sub-models with all layers (narrower ones do), leave towers and"
             " embedders out (freeze, adapter.targets), or launch with --config_file conf/accelerate/fsdp2.yaml"
         )
+
+
+def refuse_unlike_zero(config: TrainerConfig, *, may_leave_unused: bool) -> None:
+    """Raise ConfigError if DeepSpeed divides states up, and the run is not as it has them; known before data is read.
+
+    Args:
+        config: What DeepSpeed's config may contradict.
+        may_leave_unused: As in ``start``.
+    """
+    if is_zero():
+        refuse_unused(may_leave_unused=may_leave_unused)
+        zero_config(config, num_launched())
 
 
 def num_launched() -> int:

@@ -11,29 +11,34 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import json
+import math
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils import DeepSpeedPlugin
+from accelerate.utils.deepspeed import HfDeepSpeedConfig
 
 from model.errors import ConfigError
 from trainer.config import TrainerConfig
 
-USING_ZERO = "ACCELERATE_USE_DEEPSPEED"
+USING_ZERO, ZERO_FILE = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 ZERO, OFFLOADING, OFFLOADED_WEIGHTS = "zero_optimization", "offload_optimizer", "offload_param"
+PRINTING = "steps_per_print"
 FSDP2_INSTEAD = "launch with --config_file conf/accelerate/fsdp2.yaml"
 WHERE = "DeepSpeed's config (conf/accelerate/deepspeed.yaml, or the JSON file it names)"
-# What is handed on of DeepSpeed's config, and of its section for ZeRO; the rest is refused, or of other stages.
-HANDED_ON = frozenset({
-    "communication_data_type", "comms_logger", "flops_profiler", "memory_breakdown", "steps_per_print",
-    "wall_clock_breakdown", "zero_force_ds_cpu_optimizer",
+# What is handed on of the section for ZeRO, and of that for offloading; the rest is refused, or of other stages.
+SWITCHES = frozenset({
+    "allgather_partitions", "contiguous_gradients", "overlap_comm", "reduce_scatter", "use_multi_rank_bucket_allreduce",
 })  # fmt: skip
-ZERO_HANDED_ON = frozenset({
-    "stage", "allgather_bucket_size", "allgather_partitions", "contiguous_gradients", "overlap_comm",
-    "reduce_bucket_size", "reduce_scatter", "round_robin_gradients", "use_multi_rank_bucket_allreduce", OFFLOADING,
-})  # fmt: skip
-OFFLOADING_HANDED_ON = frozenset({"device", "pin_memory"})
+SIZES = {"allgather_bucket_size": 2, "reduce_bucket_size": 1}  # and what they have to be multiples of
+OFFLOADING_SWITCHES = frozenset({"pin_memory"})
+ZERO_HANDED_ON = SWITCHES | SIZES.keys() | {"stage", OFFLOADING}
+OFFLOADING_HANDED_ON = OFFLOADING_SWITCHES | {"device"}
 OF_OTHER_STAGES = ("stage3_", "sub_group_size")  # how what belongs to them alone begins
+UNSAID = (None, "auto")
 INSTEAD = {
     "optimizer": "the optimizer is optim's: leave the section out, and set optim.learning_rate and the like",
     "scheduler": "learning rates are schedule's: leave the section out, and set schedule=…",
@@ -44,6 +49,12 @@ INSTEAD = {
     "activation_checkpointing": "leave the section out, and set trainer.recompute",
     "tensorboard": "leave the section out, and set trainer.tensorboard=true",
     "wandb": "leave the section out, and set trainer.wandb=online",
+    PRINTING: "leave it out, and set trainer.log_every",
+    "zero_force_ds_cpu_optimizer": "the optimizer is optim's, and runs where its states are: leave it out",
+    "round_robin_gradients": (
+        "DeepSpeed then lays parameters out in another order than it tells, so that the optimizer's states would be"
+        " saved under each other's names: leave it out"
+    ),
 }
 LEAVE_OUT = "leave it out"
 
@@ -60,22 +71,74 @@ def asked_of_zero() -> dict[str, Any]:
             f" 'matslice[deepspeed]'), or {FSDP2_INSTEAD}, which needs nothing else"
         )
     try:
-        asked = copy.deepcopy(DeepSpeedPlugin().deepspeed_config)
+        written = written_config()
+        if written is not None:
+            refuse_no_sections(written)
+        asked = copy.deepcopy(DeepSpeedPlugin(hf_ds_config=written).deepspeed_config)
     except (AttributeError, ValueError, TypeError, OSError) as error:
         raise ConfigError(f"{WHERE} cannot be read: {error}") from None
-    refuse_stage(asked[ZERO])
+    asked.pop(PRINTING)  # always Accelerate's; what the user has said of it is in the file
+    if written is not None and written.get(PRINTING) != math.inf:
+        asked[PRINTING] = written.get(PRINTING)
+    zero = asked[ZERO]
+    refuse_stage(zero)
     owned = {name for name, _, _ in owned_values(None, 1)}
-    for key, value in asked.items():
-        if key not in HANDED_ON | owned | {ZERO} and not is_off(value):
-            raise ConfigError(f"{WHERE} has {key}={value}, which is not done here: {INSTEAD.get(key, LEAVE_OUT)}")
-    for key, value in asked[ZERO].items():
-        known = key in ZERO_HANDED_ON or key == OFFLOADED_WEIGHTS or key.startswith(OF_OTHER_STAGES)
-        if not known and not is_off(value):
-            raise ConfigError(f"{WHERE} has {ZERO}.{key}={value}, which is not done here: {LEAVE_OUT}")
-    for key, value in (asked[ZERO].get(OFFLOADING) or {}).items():
-        if key not in OFFLOADING_HANDED_ON and not is_off(value):
-            raise ConfigError(f"{WHERE} has {ZERO}.{OFFLOADING}.{key}={value}, which is not done here: {LEAVE_OUT}")
+    refuse_unknown(asked, owned | {ZERO})
+    refuse_unknown(zero, ZERO_HANDED_ON | {OFFLOADED_WEIGHTS}, f"{ZERO}.")
+    refuse_unknown(zero.get(OFFLOADING) or {}, OFFLOADING_HANDED_ON, f"{ZERO}.{OFFLOADING}.")
+    refuse_values(zero)
     return asked
+
+
+def written_config() -> Any:
+    """What the JSON file that the launcher names holds, or what it has in a file's place; None if it names none."""
+    file = os.environ.get(ZERO_FILE, "none")
+    if file == "none":
+        return None
+    return json.loads(Path(file).read_text(encoding="utf-8")) if Path(file).exists() else HfDeepSpeedConfig(file).config
+
+
+def refuse_no_sections(written: Any) -> None:
+    """Raise ConfigError if something else stands where sections have to be; Accelerate takes them for granted."""
+    if not isinstance(written, Mapping):
+        raise ConfigError(f'{WHERE} is {written!r}; it has to be an object, such as {{"{ZERO}": {{"stage": 2}}}}')
+    zero = written.get(ZERO)
+    if not isinstance(zero, Mapping):
+        raise ConfigError(f'{WHERE} has {ZERO}={zero!r}; it has to be a section, such as {{"stage": 2}}')
+    for name in (OFFLOADING, OFFLOADED_WEIGHTS):
+        if not isinstance(zero.get(name), Mapping | None):
+            raise ConfigError(
+                f'{WHERE} has {ZERO}.{name}={zero[name]!r}; it has to be a section, such as {{"device": "none"}},'
+                " or to be left out"
+            )
+
+
+def refuse_unknown(asked: Mapping[str, Any], known: set[str] | frozenset[str], within: str = "") -> None:
+    """Raise ConfigError if one of these keys is neither known, nor of other stages, nor switched off."""
+    for key, value in asked.items():
+        of_others = within and key.startswith(OF_OTHER_STAGES)
+        if key not in known and not of_others and not is_off(value):
+            raise ConfigError(
+                f"{WHERE} has {within}{key}={value}, which is not done here: {INSTEAD.get(key, LEAVE_OUT)}"
+            )
+
+
+def refuse_values(zero: Mapping[str, Any]) -> None:
+    """Raise ConfigError if a value is none that its key can have; DeepSpeed looks at them when weights are read."""
+    offloading = zero.get(OFFLOADING) or {}
+    switches = {key: zero.get(key) for key in sorted(SWITCHES)}
+    switches |= {f"{OFFLOADING}.{key}": offloading.get(key) for key in sorted(OFFLOADING_SWITCHES)}
+    for key, value in switches.items():
+        if value not in UNSAID and not isinstance(value, bool):
+            raise ConfigError(f'{WHERE} has {ZERO}.{key}={value!r}; it has to be true, false or "auto"')
+    for key, unit in SIZES.items():
+        value = zero.get(key)
+        if value in UNSAID:
+            continue
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (is_number and value > 0 and value % unit == 0):  # infinity leaves no remainder that is 0
+            kind = "an even" if unit == 2 else "a whole"
+            raise ConfigError(f'{WHERE} has {ZERO}.{key}={value!r}; it has to be {kind} number above 0, or "auto"')
 
 
 def is_installed() -> bool:
@@ -92,10 +155,10 @@ def refuse_stage(asked: Mapping[str, Any]) -> None:
             f" forward passes, as the token table is by the head. To have weights divided up, {FSDP2_INSTEAD};"
             " stages 1 and 2 divide up the optimizer's states and gradients"
         )
-    if stage not in (1, 2):
+    if type(stage) is not int or stage not in (1, 2):  # True and "2" are none
         raise ConfigError(
-            f"{WHERE} has {ZERO}.stage={stage}, which divides nothing up; set 1 (the optimizer's states) or 2"
-            " (gradients too), or launch with --config_file conf/accelerate/ddp.yaml"
+            f"{WHERE} has {ZERO}.stage={stage!r}; set the number 1 (the optimizer's states are divided up) or 2"
+            " (gradients too), or launch with --config_file conf/accelerate/ddp.yaml, which divides nothing up"
         )
     if (device := device_of(asked.get(OFFLOADED_WEIGHTS))) != "none":
         raise ConfigError(
@@ -150,16 +213,16 @@ def zero_config(config: TrainerConfig, num_processes: int) -> dict[str, Any]:
             raise ConfigError(
                 f'{WHERE} has {key}={found}, but {ours} is {own}; set {key} to "auto" there, or make both alike'
             )
-    zero = {key: value for key, value in asked[ZERO].items() if key in ZERO_HANDED_ON and value != "auto"}
+    zero = {key: value for key, value in asked[ZERO].items() if key in ZERO_HANDED_ON and value not in UNSAID}
     zero[OFFLOADING] = {key: value for key, value in (zero.get(OFFLOADING) or {}).items()
-                        if key in OFFLOADING_HANDED_ON and value != "auto"}  # fmt: skip
+                        if key in OFFLOADING_HANDED_ON and value not in UNSAID}  # fmt: skip
     if device_of(zero[OFFLOADING]) == "none":
         del zero[OFFLOADING]
     return {
-        **{key: value for key, value in asked.items() if key in HANDED_ON and value != "auto"},
         "train_micro_batch_size_per_gpu": config.batch_size,
         "gradient_accumulation_steps": 1,  # the loop counts passes, of several specs too, and says which is the last
         "gradient_clipping": config.max_grad_norm or 0.0,
+        PRINTING: math.inf,  # steps are logged by the loop
         "zero_force_ds_cpu_optimizer": False,  # ours runs where its states are, without a compiler
         ZERO: zero,
     }

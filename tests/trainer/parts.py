@@ -48,6 +48,7 @@ from trainer.elastic import ElasticConfig, ElasticPolicy, SliceSampler
 from trainer.loop import Trainer
 from trainer.metrics import Record
 from trainer.optim import OptimConfig, build_optimizer
+from trainer.optimizers.config import GroupConfig
 from trainer.runtime import start
 from trainer.schedule import Schedule, ScheduleConfig
 from trainer.sinks import METRICS_FILE, Sink, open_sinks, read_records
@@ -178,6 +179,7 @@ def tiny_trainer(
     text: TextConfig = TINY_TEXT,
     more_sinks: Sequence[Sink] = (),
     num_validation: int = 0,
+    groups: Sequence[GroupConfig] = (),
 ) -> Trainer:
     """A trainer ready to fit: the tiny model whole, or an adapter on it."""
     sampler = SliceSampler(elastic_config or ElasticConfig(), text, seed=config.seed)
@@ -193,7 +195,7 @@ def tiny_trainer(
         weights = adapter_weights(trained)
     else:
         trained, weights = base, model_weights(base)
-    optim = OptimConfig(learning_rate=1e-2 if adapter else 1e-3)
+    optim = OptimConfig(learning_rate=1e-2 if adapter else 1e-3, groups=list(groups))
     return Trainer(
         config=config, accelerator=accelerator, model=model or trained, weights=weights,
         optimizer=build_optimizer(model or trained, optim),

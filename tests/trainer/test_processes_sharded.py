@@ -25,7 +25,7 @@ from tests.trainer.process_runs import ENDING_FILE, build
 from tests.trainer.test_processes import ROOT, assert_the_same_but_for_rounding, free_port
 from trainer.checkpoint import STATE_FILE
 from trainer.optim import OptimizerName
-from trainer.retention import checkpoint_at, steps_of
+from trainer.retention import CHECKPOINTS, checkpoint_at, steps_of
 from trainer.runtime import SHARDING, refuse_undivided, start
 from trainer.sinks import METRICS_FILE, read_records
 from trainer.state import TrainState
@@ -117,6 +117,8 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, wishes in {"media": {}, "towers": TOWERS, "media_adapter": {"adapter": ["text", "embedders"]}}.items():
         build({"output": base / f"one_{name}", **of_one(MEDIA, media=True), **wishes}).fit()
     launch("fsdp2.yaml", [
+        *({"output": base / f"full_{kind}", **wishes, "eval_every": None, "full": 1}
+          for kind, wishes in {"sharded": sharded, "whole": whole}.items()),
         {"output": base / "sharded", **sharded},
         *({"output": base / f"recompute_{text}", "recompute": {"text": text}, **sharded}
           for text in ("full", "every", "selective")),
@@ -185,6 +187,22 @@ def test_a_signal_to_one_process_ends_both_with_a_checkpoint(slow: Path, kind: s
     (last,) = steps_of(directory)
     assert 1 <= last < 9
     assert TrainState.read(checkpoint_at(directory, last) / STATE_FILE).step == last
+
+
+@long
+@pytest.mark.parametrize("kind", ["sharded", "whole"])
+def test_a_full_disk_of_one_process_ends_both_and_leaves_earlier_checkpoints(slow: Path, kind: str) -> None:
+    assert_ended_by_a_full_disk(slow / f"full_{kind}")
+
+
+def assert_ended_by_a_full_disk(directory: Path) -> None:
+    """What a run leaves whose second process could not write the second checkpoint."""
+    first, second = ((directory / ENDING_FILE.format(process)).read_text() for process in (0, 1))
+    assert "could not be written (another process says why" in first
+    assert "could not be written ([Errno 28] No space left on device" in second
+    assert "that of step 1 is as it was" in first
+    assert steps_of(directory) == [1]
+    assert len(list((directory / CHECKPOINTS).iterdir())) == 1
 
 
 def figures(directory: Path) -> list[tuple[Any, ...]]:

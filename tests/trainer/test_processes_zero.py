@@ -1,37 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Processes that divide the optimizer's states up by DeepSpeed's ZeRO train what one process trains.
 
-Runs need DeepSpeed (``make test-deepspeed``); what is refused is known without it.
+They need DeepSpeed (``make test-deepspeed``). All runs are made by one launch.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from model.checkpoint.load import load
-from model.errors import ConfigError
-from tests.trainer.parts import trainer_config
 from tests.trainer.process_runs import ENDING_FILE, build
-from tests.trainer.test_processes import ROOT, assert_the_same_but_for_rounding
-from tests.trainer.test_processes_sharded import CONFIG_FILES, figures, launch, of_one, of_two
+from tests.trainer.test_processes import assert_the_same_but_for_rounding
+from tests.trainer.test_processes_sharded import assert_ended_by_a_full_disk, figures, launch, of_one, of_two
 from trainer.checkpoint import STATE_FILE
-from trainer.identity import surroundings_of
-from trainer.optim import OptimizerName
 from trainer.retention import checkpoint_at, steps_of
-from trainer.runtime import refuse_environment, refuse_undivided, start
 from trainer.sinks import METRICS_FILE, read_records
 from trainer.state import TrainState
 from trainer.trained import OPTIMIZER_FILE, WEIGHTS, read_tensors
-from trainer.zero_config import USING_ZERO, is_installed, zero_config
+from trainer.zero_config import is_installed
 
 # Rows of different lengths in every micro-batch, and two sub-models in every step, with all layers.
 RUN: dict[str, Any] = {
@@ -47,6 +38,25 @@ KINDS: dict[str, dict[str, Any]] = {
     "unclipped": {"zero": 2, "max_grad_norm": None},
     "media": {"zero": 2, "media": True, "adapter": ["text"]},  # not in every row, for towers that are frozen
 }
+# Groups of their own, whose states lie in flat tensors of their own.
+GROUPS = [
+    {"match": "embed_tokens", "learning_rate_scale": 3.0, "weight_decay": 0.0},
+    {"match": "mlp", "weight_decay": 0.3},
+]
+for stage in (1, 2):
+    KINDS[f"groups_{stage}"] = {"zero": stage, "groups": GROUPS, "max_grad_norm": 0.7}
+# What is handed on of DeepSpeed's own config; one process does nothing else for it.
+SECTIONS: dict[str, dict[str, Any]] = {
+    "offloading_1": {"zero": 1, "section": {"offload_optimizer": {"device": "cpu", "pin_memory": True}}},
+    "offloading_2": {"zero": 2, "section": {"offload_optimizer": {"device": "cpu"}, "overlap_comm": True}},
+    "overlapping": {"zero": 1, "section": {"overlap_comm": True, "reduce_bucket_size": 2000}},
+    **{f"scattered_{stage}": {"zero": stage, "section": {"contiguous_gradients": False}} for stage in (1, 2)},
+    **{f"reduced_{stage}": {"zero": stage, "section": {"reduce_scatter": False, "reduce_bucket_size": 2e3}}
+       for stage in (1, 2)},
+    **{f"buckets_{stage}": {"zero": stage, "section": {"use_multi_rank_bucket_allreduce": False, "reduce_bucket_size":
+                                                        2000, "allgather_partitions": False}} for stage in (1, 2)},
+}  # fmt: skip
+GOING_ON = ("offloading_1", "overlapping", "scattered_2", "reduced_2")  # of these
 OTHERS: dict[str, dict[str, Any]] = {"whole": {}, "sharded": {"sharded": True}}
 
 
@@ -58,7 +68,7 @@ def long(test: Callable[..., None]) -> Callable[..., None]:
 
 def alone(wishes: dict[str, Any]) -> dict[str, Any]:
     """The same in one process, which divides nothing up."""
-    return {key: value for key, value in wishes.items() if key not in ("zero", "offloaded", "sharded")}
+    return {key: value for key, value in wishes.items() if key not in ("zero", "offloaded", "section", "sharded")}
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +79,17 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         build({"output": base / f"one_{name}", **of_one(RUN), **alone(wishes)}).fit()
     two = of_two(RUN)
     going_on = {
-        **{f"{name}_again": (name, 2, wishes) for name, wishes in KINDS.items()},
+        **{
+            f"{name}_again": (name, 2, wishes)
+            for name, wishes in {**KINDS, **{name: SECTIONS[name] for name in GOING_ON}}.items()
+        },
         "alone_then_zero": ("one_alone", 1, {"zero": 2}),
         **{f"{name}_then_zero": (name, 1, {"zero": 1}) for name in OTHERS},
         **{f"zero_then_{name}": ("stage_2", 1, wishes) for name, wishes in OTHERS.items()},
     }
     launch("deepspeed.yaml", [
-        *({"output": base / name, **two, **wishes} for name, wishes in {**KINDS, **OTHERS}.items()),
+        *({"output": base / f"full_{stage}", **two, "eval_every": None, "zero": stage, "full": 1} for stage in (1, 2)),
+        *({"output": base / name, **two, **wishes} for name, wishes in {**KINDS, **SECTIONS, **OTHERS}.items()),
         *({"output": base / name, "goes_on_from": base / source, "step": step, **two, **wishes}
           for name, (source, step, wishes) in going_on.items()),
         *({"output": base / f"stopped_{stage}", **two, "zero": stage, "max_steps": 9, "save_every": None,
@@ -95,6 +109,12 @@ def test_processes_with_divided_states_train_what_one_process_trains(base: Path,
 
 
 @long
+@pytest.mark.parametrize("name", list(SECTIONS))
+def test_what_is_handed_on_changes_nothing_that_is_trained(base: Path, name: str) -> None:
+    assert_the_same_but_for_rounding(base / "one_stage_1", base / name, loss=1e-4)
+
+
+@long
 @pytest.mark.parametrize("name", ["stage_1", "stage_2"])
 def test_they_train_what_whole_models_train(base: Path, name: str) -> None:
     # Found: norms of the third step 7e-5 apart, losses after it 3e-5, no more than those of one process.
@@ -102,9 +122,10 @@ def test_they_train_what_whole_models_train(base: Path, name: str) -> None:
 
 
 @long
-@pytest.mark.parametrize("name", ["stage_1", "stage_2", "offloaded"])
+@pytest.mark.parametrize("name", ["stage_1", "stage_2", "offloaded", *SECTIONS, "groups_1", "groups_2"])
 def test_what_they_leave_is_what_whole_models_leave(base: Path, name: str) -> None:
-    whole, divided = (checkpoint_at(base / run, 1) for run in ("whole", name))
+    of_whole = f"one_{name}" if name.startswith("groups") else "whole"
+    whole, divided = (checkpoint_at(base / run, 1) for run in (of_whole, name))
     theirs = dict(load(divided / WEIGHTS, dtype=torch.float32).named_parameters())
     for parameter, own in load(whole / WEIGHTS, dtype=torch.float32).named_parameters():
         torch.testing.assert_close(theirs[parameter], own, rtol=0, atol=2e-3)  # a step of Adam is 5e-4 either way
@@ -118,7 +139,7 @@ def test_what_they_leave_is_what_whole_models_leave(base: Path, name: str) -> No
 
 
 @long
-@pytest.mark.parametrize("name", list(KINDS))
+@pytest.mark.parametrize("name", [*KINDS, *GOING_ON])
 def test_they_go_on_bit_for_bit(base: Path, name: str) -> None:
     assert figures(base / f"{name}_again") == figures(base / name)
     assert steps_of(base / f"{name}_again") == [2, 3]
@@ -159,6 +180,12 @@ def test_a_signal_to_one_process_ends_both_with_a_checkpoint(base: Path, stage: 
 
 
 @long
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_full_disk_of_one_process_ends_both_and_leaves_earlier_checkpoints(base: Path, stage: int) -> None:
+    assert_ended_by_a_full_disk(base / f"full_{stage}")
+
+
+@long
 @pytest.mark.parametrize("name", ["stage_1", "stage_2", "offloaded"])
 def test_a_gradient_that_is_not_finite_in_one_process_stops_both_before_weights_move(base: Path, name: str) -> None:
     for process in (0, 1):
@@ -166,145 +193,3 @@ def test_a_gradient_that_is_not_finite_in_one_process_stops_both_before_weights_
         assert "step 2: the gradient's norm is inf" in told
         assert "embed_tokens" in told  # the tensor, by its name
         assert weights == "weights: as they were"
-
-
-def test_without_deepspeed_it_is_refused_by_saying_how_to_install_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(USING_ZERO, "true")
-    monkeypatch.setattr("trainer.zero_config.is_installed", lambda: False)
-    for refused in (refuse_environment, lambda: start(trainer_config(tmp_path), may_leave_unused=False)):
-        with pytest.raises(ConfigError, match=rf"{USING_ZERO}=true.*pip install 'matslice\[deepspeed\]'.*fsdp2.yaml"):
-            refused()
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
-    """Has DeepSpeed be asked for by the launcher, with a file of its own if there is one to be written."""
-    monkeypatch.setenv(USING_ZERO, "true")
-    monkeypatch.setattr("trainer.zero_config.is_installed", lambda: True)
-
-    def ask(written: dict[str, Any] | None = None, **variables: str) -> None:
-        if written is not None:
-            (tmp_path / "zero.json").write_text(json.dumps(written))
-            monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(tmp_path / "zero.json"))
-        for name, value in variables.items():
-            monkeypatch.setenv(f"ACCELERATE_{name}", value)
-
-    return ask
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "told"),
-    [
-        ("DEEPSPEED_ZERO_STAGE", "3", "zero_optimization.stage=3.*outside of their modules.*fsdp2.yaml"),
-        ("DEEPSPEED_ZERO_STAGE", "0", "zero_optimization.stage=0.*ddp.yaml"),
-        ("DEEPSPEED_OFFLOAD_PARAM_DEVICE", "cpu", "offload_param.device=cpu.*trainer.per_layer_table=host"),
-        ("DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "nvme", "offload_optimizer.device=nvme.*set cpu or none"),
-        ("DEEPSPEED_CONFIG_FILE", "nowhere.json", "cannot be read: .*nowhere.json"),
-    ],
-)
-def test_what_zero_does_not_do_here_is_refused(
-    asked: Callable[..., None], variable: str, value: str, told: str
-) -> None:
-    asked(**{variable: value})
-    with pytest.raises(ConfigError, match=told):
-        refuse_environment()
-
-
-@pytest.mark.parametrize(
-    ("section", "told"),
-    [
-        ({"optimizer": {"type": "AdamW", "params": {"lr": "auto"}}}, "has optimizer=.*set optim.learning_rate"),
-        ({"scheduler": {"type": "WarmupLR"}}, "has scheduler=.*set schedule="),
-        ({"fp16": {"enabled": True}}, "has fp16=.*set trainer.precision"),
-        ({"bf16": {"enabled": True}}, "has bf16=.*set trainer.precision"),
-        ({"activation_checkpointing": {"cpu_checkpointing": True}}, "set trainer.recompute"),
-        ({"data_efficiency": {"enabled": True}}, "has data_efficiency=.*leave it out"),
-        ({"zero_optimization": {"stage": 2, "zero_quantized_gradients": True}}, "zero_quantized_gradients=True"),
-        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}}, "ratio=0.5"),
-    ],
-)
-def test_sections_of_its_file_that_are_not_handed_on_are_refused(
-    asked: Callable[..., None], section: dict[str, Any], told: str
-) -> None:
-    asked({"zero_optimization": {"stage": 2}, **section})
-    with pytest.raises(ConfigError, match=told):
-        refuse_environment()
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "told"),
-    [
-        ("train_micro_batch_size_per_gpu", 8, "trainer.batch_size is 2"),
-        ("gradient_accumulation_steps", 4, "trainer.gradient_accumulation is 3"),
-        ("train_batch_size", 7, "processes.* is 12"),
-        ("gradient_clipping", 0.5, "trainer.max_grad_norm is 1"),
-    ],
-)
-def test_values_that_contradict_the_run_are_refused_by_naming_both(
-    tmp_path: Path, asked: Callable[..., None], key: str, value: float, told: str
-) -> None:
-    asked({"zero_optimization": {"stage": 2}, key: value})
-    with pytest.raises(ConfigError, match=rf'has {key}={value}, but .*{told}; set {key} to "auto"'):
-        zero_config(trainer_config(tmp_path, gradient_accumulation=3), 2)
-
-
-def test_what_is_the_users_is_handed_on_and_the_rest_filled_in(tmp_path: Path, asked: Callable[..., None]) -> None:
-    asked({
-        "zero_optimization": {"stage": 1, "overlap_comm": True, "reduce_bucket_size": 1000, "contiguous_gradients":
-                              "auto", "stage3_prefetch_bucket_size": "auto",
-                              "offload_optimizer": {"device": "cpu", "pin_memory": True}},
-        "train_batch_size": 12, "train_micro_batch_size_per_gpu": "auto", "gradient_clipping": 1.0,
-        "wall_clock_breakdown": True, "fp16": {"enabled": False}, "bf16": {"enabled": "auto"},
-    })  # fmt: skip
-    told = zero_config(trainer_config(tmp_path, gradient_accumulation=3), 2)
-    assert told.pop("steps_per_print") == float("inf")
-    assert told == {
-        "zero_optimization": {"stage": 1, "overlap_comm": True, "reduce_bucket_size": 1000,
-                              "offload_optimizer": {"device": "cpu", "pin_memory": True}},
-        "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 1, "gradient_clipping": 1.0,
-        "wall_clock_breakdown": True, "zero_force_ds_cpu_optimizer": False,
-    }  # fmt: skip
-
-
-def test_what_the_launcher_says_of_itself_is_no_contradiction(tmp_path: Path, asked: Callable[..., None]) -> None:
-    asked(GRADIENT_ACCUMULATION_STEPS="1", DEEPSPEED_ZERO_STAGE="1", DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE="none")
-    told = zero_config(trainer_config(tmp_path, gradient_accumulation=3, max_grad_norm=None), 2)
-    assert told["zero_optimization"] == {"stage": 1}
-    assert told["gradient_clipping"] == 0.0
-
-
-@pytest.mark.parametrize("name", list(OptimizerName))
-def test_optimizers_that_have_to_see_tensors_are_refused(asked: Callable[..., None], name: OptimizerName) -> None:
-    asked()
-    if name is OptimizerName.adamw:
-        refuse_undivided(name)
-    else:
-        with pytest.raises(ConfigError, match=f"optim.name is {name}.*set optim.name=adamw"):
-            refuse_undivided(name)
-
-
-def test_steps_that_leave_something_out_are_refused(tmp_path: Path, asked: Callable[..., None]) -> None:
-    asked()
-    with pytest.raises(ConfigError, match=r"without a gradient in a step.*sub-model.*towers.*fsdp2\.yaml"):
-        start(trainer_config(tmp_path), may_leave_unused=True)
-
-
-def test_a_run_that_goes_on_with_another_stage_is_told_so(tmp_path: Path, asked: Callable[..., None]) -> None:
-    asked(DEEPSPEED_ZERO_STAGE="1")
-    config = trainer_config(tmp_path)
-    accelerator = start(config, may_leave_unused=False)
-    assert accelerator.num_processes == 1
-    assert surroundings_of(config, accelerator)["DeepSpeed's ZeRO stage"] == 1
-
-
-def test_the_config_file_asks_for_what_is_done_here() -> None:
-    written = yaml.safe_load((CONFIG_FILES / "deepspeed.yaml").read_text())
-    assert written["distributed_type"] == "DEEPSPEED"
-    assert written["deepspeed_config"]["zero_stage"] == 2
-
-
-def test_deepspeed_is_imported_only_where_it_divides_something_up() -> None:
-    program = "import sys, recipes.train; sys.exit(any(name.split('.')[0] == 'deepspeed' for name in sys.modules))"
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)
