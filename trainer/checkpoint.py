@@ -250,8 +250,9 @@ class Run:
 
     def write(self, aside: Path, state: TrainState, trained: Trained) -> None:
         """This process's part of a checkpoint."""
-        write_tensors(random_state(), aside / self.random_file)
+        # First what processes do together: one that cannot write its own must not keep the others waiting.
         trained.save(aside, written=self.accelerator.is_main_process)
+        write_tensors(random_state(), aside / self.random_file)
         if self.accelerator.is_main_process:
             state.write(aside / STATE_FILE)
 
