@@ -24,7 +24,7 @@ class Found:
     Args:
         cost: By the table of costs; latency in nanoseconds.
         loss: On the search split, where it was found: rather too good.
-        calibration_loss: On the calibration split, by which it was chosen.
+        calibration_loss: On the calibration split, which had no part in finding it.
         measured_cost: Of the whole sub-model where that was measured, as latency is; None: the table is exact.
     """
 
@@ -39,6 +39,15 @@ class Found:
         """What counts against a budget."""
         return self.cost if self.measured_cost is None else self.measured_cost
 
+    @property
+    def judged_loss(self) -> float:
+        """What it is chosen by: the mean of both splits.
+
+        The search split is rather too good about all the best of a budget alike, for each was found on it. What it
+        says of the difference between two of them is therefore as good as what the calibration split says.
+        """
+        return (self.loss + self.calibration_loss) / 2
+
     def record(self) -> dict[str, Any]:
         """As JSON values."""
         return {
@@ -47,7 +56,7 @@ class Found:
                 "ffn_widths": list(self.spec.ffn_widths),
             },
             "cost": self.cost, "measured_cost": self.measured_cost, "loss": self.loss,
-            "calibration_loss": self.calibration_loss,
+            "calibration_loss": self.calibration_loss, "judged_loss": self.judged_loss,
         }  # fmt: skip
 
 
@@ -65,10 +74,10 @@ class SearchResult:
 
     Args:
         picks: One for each budget, ascending.
-        frontier: Of all that was measured on both splits, what nothing beats in cost and calibration loss both; by
+        frontier: Of all that was measured on both splits, what nothing beats in both cost and judged loss; by
             ascending cost.
-        reference: The dearest cost of the space, and the cheapest point's calibration loss: the corner that the
-            hypervolume is measured from.
+        reference: The dearest cost of the space, and the cheapest point's judged loss: the corner that the hypervolume
+            is measured from.
         evaluations: Sub-models measured on the search split.
         calibration_evaluations: Those measured on the calibration split.
         surrogate_r2: How well losses were foretold that were measured afterwards; None without a surrogate.
@@ -87,7 +96,7 @@ class SearchResult:
     @property
     def hypervolume(self) -> float:
         """The area that the frontier beats, up to the reference: cost times nats."""
-        return hypervolume([(one.price, one.calibration_loss) for one in self.frontier], self.reference)
+        return hypervolume([(one.price, one.judged_loss) for one in self.frontier], self.reference)
 
     def record(self) -> dict[str, Any]:
         """As JSON values; costs are whole numbers, latencies in nanoseconds."""
@@ -101,10 +110,10 @@ class SearchResult:
 
 
 def pareto(found: Iterable[Found]) -> tuple[Found, ...]:
-    """What nothing beats in price and calibration loss both, the cheapest first."""
+    """What nothing beats in price and judged loss both, the cheapest first."""
     best: list[Found] = []
-    for one in sorted(found, key=lambda one: (one.price, one.calibration_loss)):
-        if not best or one.calibration_loss < best[-1].calibration_loss:
+    for one in sorted(found, key=lambda one: (one.price, one.judged_loss)):
+        if not best or one.judged_loss < best[-1].judged_loss:
             best.append(one)
     return tuple(best)
 

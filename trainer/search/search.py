@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A search from end to end: a method measures, its best are measured again on another split, and that decides.
+"""A search from end to end: a method measures, its best are measured again on another split, and both decide.
 
 What did best on the split that was searched did so partly by luck, the more the more was measured; so the best few of
-each budget are measured once more, on text that had no part in finding them.
+each budget are measured once more, on text that had no part in finding them. They are judged by the mean of both
+splits: luck made all of them look too good, and of which is the best of them the first split still tells as much as the
+second. In a study in which all was known, that left less regret than the second split alone (docs/results/search.md).
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ Price = Callable[[SliceSpec], int]  # what a whole sub-model costs where that is
 def search(
     problem: Problem, method: SearchMethod, calibration: Evaluator, *, top_k: int, price: Price | None = None
 ) -> SearchResult:
-    """Search by ``method``, and choose for each budget among its ``top_k`` best by the calibration split.
+    """Search by ``method``, and choose for each budget among its ``top_k`` best by both splits.
 
     Args:
         problem: What to search; nothing was measured of it yet.
@@ -65,7 +67,7 @@ def search(
     return SearchResult(
         method=method, resource=problem.costs.resource, seed=problem.seed,
         picks=tuple(Pick(budget=budget, found=picked(found.values(), budget)) for budget in problem.budgets),
-        frontier=pareto(found.values()), reference=(problem.costs.ceiling, found[floor].calibration_loss),
+        frontier=pareto(found.values()), reference=(problem.costs.ceiling, found[floor].judged_loss),
         evaluations=problem.evaluator.spent, calibration_evaluations=calibration.spent,
         surrogate_r2=coefficient_of_determination(told, true),
     )  # fmt: skip
@@ -96,5 +98,5 @@ def best_within(problem: Problem, budget: int, top_k: int, measured: Callable[[P
 
 
 def picked(found: Iterable[Found], budget: int) -> Found:
-    """The best within a budget by the calibration split; of equals the cheapest."""
-    return min((one for one in found if one.price <= budget), key=lambda one: (one.calibration_loss, one.price))
+    """The best within a budget by both splits; of equals the cheapest."""
+    return min((one for one in found if one.price <= budget), key=lambda one: (one.judged_loss, one.price))

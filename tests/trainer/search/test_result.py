@@ -42,8 +42,7 @@ def test_the_frontier_is_what_nothing_beats() -> None:
     every = [*result.frontier, *(pick.found for pick in result.picks)]
     for one in result.frontier:
         assert not any(
-            other.price <= one.price and other.calibration_loss <= one.calibration_loss and other != one
-            for other in every
+            other.price <= one.price and other.judged_loss <= one.judged_loss and other != one for other in every
         )
     assert pareto(every) == result.frontier
     assert [one.price for one in result.frontier] == sorted(one.price for one in result.frontier)
@@ -51,7 +50,7 @@ def test_the_frontier_is_what_nothing_beats() -> None:
 
 
 def test_picks_get_better_as_budgets_grow() -> None:
-    losses = [pick.found.calibration_loss for pick in found().picks]
+    losses = [pick.found.judged_loss for pick in found().picks]
     assert losses == sorted(losses, reverse=True)
 
 
