@@ -13,15 +13,12 @@ import io
 import itertools
 import random
 import sysconfig
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import Float64
 from rich.console import Console
 
 from model.config import LayerType, ModelConfig, TextConfig
@@ -29,13 +26,11 @@ from model.gemma3n import Gemma3n
 from model.slicing.spec import SliceConfig, SliceSpec
 from trainer.checkpoint import Run
 from trainer.config import Device, TrainerConfig
-from trainer.data.batch import Batch
 from trainer.data.collate import Collator
 from trainer.data.loader import Loader
 from trainer.data.supervise import TokenRow
 from trainer.elastic import ElasticConfig, ElasticPolicy, SliceSampler
 from trainer.loop import Trainer
-from trainer.loss import token_scores
 from trainer.optim import OptimConfig, build_optimizer
 from trainer.runtime import start
 from trainer.schedule import Schedule, ScheduleConfig
@@ -120,16 +115,18 @@ class Scale:
     batch_size: int
     measured_rows: int  # at a time
     batches: Mapping[Split, int]  # of so many rows
+    compiled: bool  # whether torch compiles what most of the measuring is
 
 
 SCALES = {
     "full": Scale(
-        steps=1800, batch_size=24, measured_rows=16, batches={Split.search: 1, Split.calibration: 1, Split.report: 2}
+        steps=1800, batch_size=24, measured_rows=16, compiled=True,
+        batches={Split.search: 4, Split.calibration: 4, Split.report: 16},
     ),
     "small": Scale(
-        steps=4, batch_size=2, measured_rows=1, batches={Split.search: 1, Split.calibration: 1, Split.report: 1}
+        steps=4, batch_size=2, measured_rows=1, compiled=False, batches=dict.fromkeys(Split, 1),
     ),
-}
+}  # fmt: skip
 
 
 def trained(directory: Path, scale: Scale, *, threads: int) -> Gemma3n:
@@ -161,65 +158,3 @@ def trained(directory: Path, scale: Scale, *, threads: int) -> Gemma3n:
     )  # fmt: skip
     trainer.fit()
     return model.eval()
-
-
-@dataclass(frozen=True)
-class Losses:
-    """Mean losses of every spec, in the order of ``all_specs``, on each row of each split, in nats per byte."""
-
-    rows: Mapping[Split, Float64[np.ndarray, "specs rows"]]
-
-    def of(self, split: Split) -> Float64[np.ndarray, " specs"]:
-        """Over a whole split; all rows have as many bytes."""
-        return self.rows[split].mean(axis=1)
-
-    def num_bytes(self, split: Split) -> int:
-        """How many bytes a split's losses are means of."""
-        return self.rows[split].shape[1] * ROW_TOKENS
-
-
-def enumerated(
-    model: Gemma3n, scale: Scale, path: Path, *, specs: Sequence[SliceSpec], console: Console | None = None
-) -> Losses:
-    """The losses of all specs, from a file as far as it has them; batches that it lacks are measured and added."""
-    _, held_out = texts()
-    rows = {
-        split: rows_of(held_out[split], count=scale.measured_rows * scale.batches[split], seed=1) for split in Split
-    }
-    collator = Collator(CONFIG.text.pad_token_id)
-    measured = dict(np.load(path)) if path.exists() else {}
-    for split, number in in_turn(scale):
-        if (key := f"{split}_{number}") in measured:
-            continue
-        begun = time.perf_counter()
-        batch = collator(rows[split][number * scale.measured_rows :][: scale.measured_rows])
-        measured[key] = losses_of(model, batch, specs)
-        aside = path.with_suffix(".part.npz")
-        np.savez(aside, **measured)
-        aside.replace(path)
-        if console is not None:
-            console.print(f"{key}: {time.perf_counter() - begun:.0f} s for {len(specs)} specs")
-    return Losses({
-        split: np.concatenate([measured[f"{split}_{number}"] for number in range(scale.batches[split])], axis=1)
-        for split in Split
-    })  # fmt: skip
-
-
-def in_turn(scale: Scale) -> Iterator[tuple[Split, int]]:
-    """The batches of all splits, spread over each other, so that whatever is there at some time is balanced."""
-    places = [
-        ((number + 0.5) / count, split, number) for split, count in scale.batches.items() for number in range(count)
-    ]
-    for _, split, number in sorted(places):
-        yield split, number
-
-
-def losses_of(model: Gemma3n, batch: Batch, specs: Sequence[SliceSpec]) -> Float64[np.ndarray, "specs rows"]:
-    """The mean loss of each row of a batch under each spec; specs share the layers that they begin with."""
-    found = np.zeros((len(specs), len(batch.labels)))
-    softcap = model.config.text.final_logit_softcapping
-    with torch.no_grad():
-        for number, hidden in model.hidden_of_each(batch.inputs, specs, kept_bytes=1 << 30):
-            scores = token_scores(hidden, model.head_weight, batch.labels, softcap=softcap)
-            found[number] = scores.losses.view(batch.labels.shape).double().mean(dim=1).numpy()
-    return found

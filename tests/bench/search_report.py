@@ -17,7 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tests.bench.search_model import CONFIG, ROW_TOKENS, WIDTHS, Losses, Scale, Split
+from tests.bench.search_measure import Losses
+from tests.bench.search_model import CONFIG, ROW_TOKENS, WIDTHS, Scale, Split
 from trainer.search.methods import SearchMethod
 
 AIM_NATS = 0.002
@@ -35,6 +36,7 @@ class Row:
 
     Args:
         picks: For each budget the place of what was chosen among all sub-models.
+        by_calibration: The same if the calibration split alone had chosen among what was measured on it.
         search_regrets: For each budget, how far the best that was measured is from the best there is, on the split
             that was searched.
         r2: Of the surrogate, on all sub-models that it was not fitted to.
@@ -42,6 +44,7 @@ class Row:
 
     name: str
     picks: Int64[np.ndarray, " budgets"]
+    by_calibration: Int64[np.ndarray, " budgets"]
     search_regrets: Float64[np.ndarray, " budgets"]
     evaluations: int
     calibration_evaluations: int
@@ -62,6 +65,7 @@ class Study:
     limit: int
     top_k: int
     resamplings: int
+    dealt_anew: Mapping[str, Sequence[tuple[float, float]]]
 
     def names(self) -> list[str]:
         """Of methods, in order."""
@@ -98,15 +102,15 @@ chance. Then **all of them** were measured on three splits of files that it neve
 
 Every method searches once for {budgets} budgets of effective parameters at the same time, spread evenly over the
 space, and may measure {limit} sub-models on the search split, which is {share:.1%} of them. The best {top_k} of each
-budget are measured again on the calibration split, and the best of these is chosen. Regret is how many nats a byte
-more than the best sub-model within the budget the chosen one loses:
+budget are measured again on the calibration split, and the mean of both splits chooses among them. Regret is how many
+nats a byte more than the best sub-model within the budget the chosen one loses:
 
 * **searched**: on the search split itself, the best that was measured against the best there is. This is what a method
   is to blame for.
 * **report**: on the report split, what was chosen against the best there is *on the report split*, which no search
   could know. Choosing by one text and reporting on another costs something whatever the method; measuring all of them
-  on the search split costs that much (last line). Behind ± is one standard error, of the rows that the split happens
-  to have.
+  on the search and the calibration split, and taking the best by both, costs that much (last line). Behind ± is one
+  standard error, of the rows that the split happens to have.
 
 | method | evaluations | + calibration | searched, mean | searched, worst | report, mean | report, worst | R² | s |
 |---|---|---|---|---|---|---|---|---|
@@ -116,6 +120,20 @@ more than the best sub-model within the budget the chosen one loses:
 fitted to. `evolutionary` is the mean of {seeds} seeds, the others do the same with any. Seconds are without measuring.
 
 {verdicts}
+
+## With the rows dealt out anew
+
+Which rows are searched and which reported on decides much of the regret on the report split. So the rows of all three
+splits were dealt out by chance {deals} times, into splits as large as before, and all was searched again. Means of all
+budgets and deals, on the report split; behind ± one standard error over the deals, which share their rows and so are
+less different than deals of new text. Beside it what the calibration split alone would have chosen among the same
+sub-models.
+
+| method | chosen by both splits | chosen by calibration alone | difference |
+|---|---|---|---|
+{deal_table}
+
+{rule}
 
 ![Regret by evaluations, and the frontier](search.png)
 
@@ -141,6 +159,8 @@ def page(study: Study, scale: Scale, command: str) -> str:
         lowest=report.min(), highest=report.max(), budgets=len(study.budgets), limit=study.limit,
         share=study.limit / len(report), top_k=study.top_k,
         table="\n".join(table_line(study, name) for name in study.names()),
+        deals=len(study.dealt_anew[EVERYTHING]), rule=rule(study),
+        deal_table="\n".join(deal_line(study, name) for name in study.names()),
         seeds=len(study.of(SearchMethod.evolutionary)), verdicts="\n".join(verdicts(study)),
         date=datetime.now(UTC).date(), command=command, system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(), libraries=", ".join(f"{name} {version(name)}" for name in LIBRARIES),
@@ -161,11 +181,32 @@ def table_line(study: Study, name: str) -> str:
     known = [row.r2 for row in rows if row.r2 is not None]
     r2 = f"{np.mean(known):.4f}" if known else ""
     cells = [
-        f"`{name}`" if name in SearchMethod.__members__ else name, evaluations, more, f"{searched.mean():.4f}",
+        shown(name), evaluations, more, f"{searched.mean():.4f}",
         f"{searched.max():.4f}", f"{report.mean():.4f} ± {error:.4f}", f"{report.max():.4f}", r2,
         f"{np.mean([row.seconds for row in rows]):.1f}",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
+
+
+def deal_line(study: Study, name: str) -> str:
+    """What a method comes to over many deals of the rows."""
+    both, alone = np.array(study.dealt_anew[name]).T
+    cells = [f"{told.mean():.4f} ± {told.std() / len(told) ** 0.5:.4f}" for told in (both, alone, both - alone)]
+    return f"| {shown(name)} | {' | '.join(cells)} |"
+
+
+def rule(study: Study) -> str:
+    """Which split should choose, for the default method."""
+    both, alone = np.array(study.dealt_anew[DEFAULT]).T.mean(axis=1)
+    return (
+        f"Choosing by both splits leaves `{DEFAULT}` {'less' if both < alone else '**more**'} regret than choosing by"
+        " calibration alone; a search chooses by both."
+    )
+
+
+def shown(name: str) -> str:
+    """The name of a method as it is written in a configuration."""
+    return f"`{name}`" if name in SearchMethod.__members__ else name
 
 
 def verdicts(study: Study) -> list[str]:

@@ -10,20 +10,21 @@ import numpy as np
 import pytest
 import torch
 
+from model.gemma3n import Gemma3n
 from tests.bench.search import NUM_BUDGETS, Truth, everything, run
+from tests.bench.search_measure import Losses, enumerated, losses_of
 from tests.bench.search_model import (
     CONFIG,
     ROW_TOKENS,
     SCALES,
-    Losses,
     Split,
     all_specs,
-    enumerated,
     rows_of,
     texts,
     trained,
 )  # fmt: skip
 from trainer.data.collate import Collator
+from trainer.loss import token_scores
 from trainer.search.methods import SearchMethod
 from trainer.step import loss_sum
 
@@ -58,7 +59,23 @@ def test_regret_is_told_against_all_sub_models() -> None:
     assert row.r2 is not None
     assert row.r2 > 0.9
     assert all(truth.prices[place] <= budget for place, budget in zip(row.picks, truth.budgets, strict=True))
-    assert everything(truth).search_regrets.max() == 0
+    whole = everything(truth)
+    assert whole.search_regrets.max() == 0
+    both = truth.losses.of(Split.search) + truth.losses.of(Split.calibration)
+    for place, other, budget in zip(whole.picks, row.picks, truth.budgets, strict=True):
+        assert truth.prices[place] <= budget
+        assert both[place] == both[truth.prices <= budget].min() <= both[other]
+
+
+def test_losses_are_those_of_the_model() -> None:
+    model = Gemma3n.build(CONFIG)
+    model.initialize(0)
+    batch = Collator(CONFIG.text.pad_token_id)(rows_of(texts()[1][Split.search], count=2, seed=1))
+    specs = [*all_specs()[:4], *all_specs()[5::1300]]
+    found = losses_of(model.eval(), batch, specs, compiled=False)
+    for number, hidden in model.hidden_of_each(batch.inputs, specs, kept_bytes=1 << 20):
+        scores = token_scores(hidden, model.head_weight, batch.labels, softcap=CONFIG.text.final_logit_softcapping)
+        np.testing.assert_allclose(found[number], scores.losses.view(batch.labels.shape).mean(dim=1), rtol=1e-5)
 
 
 @pytest.mark.slow  # half a minute: the run names every one of the 6,561 sizes that it trains
