@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from model.adapter.lora import PeftModel, load_adapter
 from model.checkpoint.load import load
+from model.checkpoint.reader import Checkpoint
 from model.config import ModelConfig, TextConfig
 from model.errors import ConfigError, InputError
 from model.gemma3n import Gemma3n
@@ -98,6 +100,17 @@ def build_adapted(
     """A model to ask, with its adapter if it has one; ``modalities`` are those to load, all by default."""
     gemma = load(checkpoint, dtype=dtype, device=device, modalities=modalities, per_layer_table=per_layer_table)
     return gemma if adapter is None else load_adapter(gemma, adapter)
+
+
+def fingerprint_of(checkpoint: Path, adapter: Path | None) -> str:
+    """Of the weights, and of the adapter's files where there is one."""
+    own = Checkpoint.open(checkpoint).fingerprint()
+    if adapter is None:
+        return own
+    digest = hashlib.sha256(own.encode())
+    for path in sorted(adapter.glob("adapter_*")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def build_cache(

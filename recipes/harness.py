@@ -19,14 +19,13 @@ import torch
 
 from model.adapter.lora import base_of, check_adapter, load_adapter
 from model.checkpoint.load import load
-from model.checkpoint.reader import Checkpoint
 from model.config import ModelConfig
 from model.errors import ConfigError, MatsliceError
 from model.generation.generate import ids_of_media
 from model.processor.processor import Processor
 from model.slicing.spec import SliceConfig, SliceSpec
 from model.slicing.table import written_in
-from recipes.build import find_device
+from recipes.build import find_device, fingerprint_of
 from recipes.locate import find_checkpoint
 from recipes.program import refuse
 from recipes.sweep_names import read_named
@@ -159,7 +158,7 @@ def open_model(given: Mapping[str, Any]) -> HarnessModel:
     encoding = Encoding(tokenizer=processor.tokenizer, max_length=length, add_bos=arguments.add_bos_token)
     usual = Usual.read(checkpoint, processor.tokenizer, config.text)
     about = {
-        "checkpoint": str(checkpoint), "model_fingerprint": Checkpoint.open(checkpoint).fingerprint(),
+        "checkpoint": str(checkpoint), "model_fingerprint": fingerprint_of(checkpoint, adapter),
         "adapter_path": arguments.adapter_path, "model_dtype": arguments.dtype, "spec": spec.name,
         "kept_layers": list(spec.kept_layers), "ffn_widths": list(spec.ffn_widths),
     }  # fmt: skip

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,11 +20,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from model.config import ModelConfig
 from model.errors import ConfigError, InputError
 from model.layers.embedding import TablePlacement
 from model.slicing.official import official
+from model.slicing.plan import check_context
 from model.slicing.spec import SliceSpec
 from model.tower_config import Modality
+from recipes.build import fingerprint_of
 from recipes.locate import find_checkpoint
 from recipes.output import check_place
 from recipes.program import start
@@ -34,7 +38,6 @@ from recipes.sweep import (
     build_engine,
     dtype_of,
     find_parent,
-    fingerprint_of,
     measured,
 )  # fmt: skip
 from trainer.checkpoint import write_whole
@@ -53,11 +56,15 @@ from trainer.search.problem import Problem
 from trainer.search.result import SearchResult, slice_file, written_slices
 from trainer.search.search import search
 from trainer.search.space import Space, SpaceConfig
+from trainer.sweep.identity import refuse_another
 from trainer.sweep.page.page import PAGE_FILE
-from trainer.sweep.store import ROWS_FILE
+from trainer.sweep.row import spec_of
+from trainer.sweep.store import ROWS_FILE, lock
 
+ROOM = 1.02  # of a measured time: the next measurement may be a little longer
 SEARCH, CALIBRATION, REPORT = "search", "calibration", "report"
-RESULT_FILE, MEASURED_FILE, SLICES = "search.json", "measured.jsonl", "slice"  # the last is a group for --config-dir
+SETTINGS_FILE, RESULT_FILE, MEASURED_FILE = "searched.json", "search.json", "measured.jsonl"
+SLICES = "slice"  # the last is a group for --config-dir
 
 
 @dataclass(kw_only=True, slots=True)
@@ -101,14 +108,16 @@ class SearchRecipe:
         if len(self.shares) != (2 if self.report_files else 3):
             what = "search and calibration, as report_files is given" if self.report_files else "all three splits"
             raise ConfigError(f"shares is {self.shares}; give those of {what}")
-        if odd := [limit for limit in self.budget if limit <= 0]:
-            raise ConfigError(f"budget has {odd[0]:g}; budgets are above 0")
+        if odd := [limit for limit in self.budget if not (math.isfinite(limit) and limit > 0)]:
+            raise ConfigError(f"budget has {odd[0]:g}; budgets are numbers above 0")
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}; it must be 0 or more")
 
 
 def run(recipe: SearchRecipe) -> None:
     """Search, report, and print what was found."""
     check_place(recipe.output)
-    if not recipe.resume and any((recipe.output / name).exists() for name in (MEASURED_FILE, ROWS_FILE)):
+    if not recipe.resume and any((recipe.output / name).exists() for name in (SETTINGS_FILE, ROWS_FILE)):
         raise ConfigError(
             f"output: '{recipe.output}' already holds a search or a sweep; go on with a search by resume=true beside"
             " all that it was begun with, or choose another directory"
@@ -116,34 +125,61 @@ def run(recipe: SearchRecipe) -> None:
     sweeping = as_sweep(recipe)
     parent = find_parent(sweeping)
     space = Space.of(recipe.space, parent.config.text)
-    is_timed = recipe.cost.resource is Resource.latency_seconds
-    if not is_timed:  # before anything is read or loaded that takes long
+    if recipe.cost.resource is Resource.latency_seconds:
+        check_context(parent.config.text, recipe.latency.context_tokens + recipe.latency.new_tokens)
+    else:  # before anything is read or loaded that takes long
         budgets_of(recipe, exact_costs(space, parent.config, recipe.cost))
     splits = splits_of(recipe, parent)
-    engine = build_engine(sweeping, parent, list(splits.values()), None)
-    watch = Stopwatch(engine.gemma, recipe.latency) if is_timed else None
-    costs = exact_costs(space, parent.config, recipe.cost) if watch is None else latency_costs(space, watch)
+    settings = {**settings_of(recipe), "rows": {name: one.fingerprint for name, one in splits.items()}}
     recipe.output.mkdir(parents=True, exist_ok=True)
-    found = look(recipe, engine, splits, costs, price=watch and watch.nanoseconds_of)
-    named = write(recipe, found, parent)
+    with lock(recipe.output):
+        claim(recipe.output / SETTINGS_FILE, settings)
+        engine = build_engine(sweeping, parent, list(splits.values()), None)
+        if not (recipe.output / RESULT_FILE).exists():
+            write(recipe, look(recipe, engine, splits, space, parent.config), parent)
+    found = json.loads((recipe.output / RESULT_FILE).read_text(encoding="utf-8"))
     full = SliceSpec.full(parent.config.text)
     beside = [one.spec for one in official(parent.config.text)] if recipe.official else []
-    specs = {spec.name: spec for spec in (full, *beside, *named.values())}
-    settings = {
-        "searched": {**searched_settings(recipe), "rows": {name: one.fingerprint for name, one in splits.items()}}
-    }
-    prepared = Prepared(parent, [splits[REPORT]], list(specs.values()), full, settings)
+    specs = {spec.name: spec for spec in (full, *beside, *(spec_of(pick["spec"]) for pick in found["picks"]))}
+    prepared = Prepared(parent, [splits[REPORT]], list(specs.values()), full, {"searched": settings})
     measured(sweeping, prepared, lambda: dataclasses.replace(engine, reference=full))
-    show(recipe, found, named)
+    show(recipe, found)
 
 
-def budgets_of(recipe: SearchRecipe, costs: Costs) -> list[int]:
+def claim(path: Path, settings: dict[str, Any]) -> None:
+    """Write what this search is, or compare it with what is there.
+
+    Raises:
+        CheckpointError: The search there is another one; the keys and both values are named.
+    """
+    if path.exists():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        refuse_another(stored={"sweep": stored, "specs": {}}, now={"sweep": settings, "specs": {}}, path=path)
+    else:
+        write_whole(path, json.dumps(settings, indent=2) + "\n")
+
+
+def budgets_of(
+    recipe: SearchRecipe, costs: Costs, *, price: Callable[[SliceSpec], int] | None = None
+) -> list[int]:  # fmt: skip
     """The budgets in whole steps of the resource.
+
+    Args:
+        price: Measures what a whole sub-model costs where the table of costs is only near that; the ends of what
+            budgets are spread over are measured by it.
 
     Raises:
         ConfigError: One is below what the cheapest sub-model of the space costs; that is named.
     """
-    budgets = [int(limit * costs.resource.steps) for limit in recipe.budget] or costs.spread(recipe.num_budgets)
+    if recipe.budget:
+        budgets = [int(limit * costs.resource.steps) for limit in recipe.budget]
+    elif price is None:
+        budgets = costs.spread(recipe.num_budgets)
+    else:
+        least = int(ROOM * max(price(costs.space.spec(costs.floor)), costs.at(costs.floor)))
+        most = max(int(ROOM * price(costs.space.spec(costs.space.top))), costs.ceiling, least)
+        num = recipe.num_budgets
+        budgets = [least + (most - least) * step // max(num - 1, 1) for step in range(num)]
     costs.check(min(budgets))
     return budgets
 
@@ -186,9 +222,8 @@ def refuse_common(splits: Mapping[str, HeldOutTask]) -> None:
 
 
 def look(
-    recipe: SearchRecipe, engine: Engine, splits: Mapping[str, HeldOutTask], costs: Costs, *,
-    price: Callable[[SliceSpec], int] | None,
-) -> SearchResult:  # fmt: skip
+    recipe: SearchRecipe, engine: Engine, splits: Mapping[str, HeldOutTask], space: Space, config: ModelConfig
+) -> SearchResult:
     """The search itself."""
     model = fingerprint_of(find_checkpoint(recipe.checkpoint), recipe.adapter_path)
     identity = f"{model} {dtype_of(recipe.precision)} {'merged' if recipe.merge else 'adapted'}"
@@ -201,37 +236,43 @@ def look(
         measure = Measured(recipe.output / MEASURED_FILE, identity, splits[name], engine, told)
         return Evaluator(measure, limit=limit)
 
+    price: Callable[[SliceSpec], int] | None = None
+    if recipe.cost.resource is Resource.latency_seconds:
+        watch = Stopwatch(engine.gemma, recipe.latency)
+        costs, price = latency_costs(space, watch), watch.nanoseconds_of
+    else:
+        costs = exact_costs(space, config, recipe.cost)
     problem = Problem(
-        costs=costs, budgets=budgets_of(recipe, costs), evaluator=evaluator(SEARCH, recipe.max_evaluations),
-        seed=recipe.seed,
+        costs=costs, budgets=budgets_of(recipe, costs, price=price),
+        evaluator=evaluator(SEARCH, recipe.max_evaluations), seed=recipe.seed,
     )  # fmt: skip
     return search(problem, recipe.method, evaluator(CALIBRATION, None), top_k=recipe.top_k, price=price)
 
 
-def write(recipe: SearchRecipe, result: SearchResult, parent: Parent) -> dict[Key, SliceSpec]:
-    """Write what was found; give the picked sub-models under the names that their files have."""
+def write(recipe: SearchRecipe, result: SearchResult, parent: Parent) -> None:
+    """Write what was found: a file for each sub-model that was picked, and then the record, which is the last."""
     config, named = parent.config.text, dict[Key, SliceSpec]()
     directory = recipe.output / SLICES
     directory.mkdir(exist_ok=True)
-    for old in directory.glob("*.yaml"):
-        old.unlink()
+    told = result.resource.told
     for written in written_slices(result.picks, config):
         spec = SliceSpec.resolve(written, config)
         named[key_of(spec)] = spec
         picks = [pick for pick in result.picks if key_of(pick.found.spec) == key_of(spec)]
-        told = ", ".join(result.resource.told(pick.budget) for pick in picks)
         comments = [
-            f"The best under {told}, found by matslice search (method={result.method}):",
-            f"{result.resource.told(picks[0].found.price)}, {picks[0].found.calibration_loss:.4f} nats per token.",
+            f"Found by matslice search (method={result.method}): {told(picks[0].found.price)}, the best under",
+            *(f"{told(pick.budget)}," for pick in picks[:-1]),
+            f"{told(picks[-1].budget)}; {picks[0].found.calibration_loss:.4f} nats per token on the calibration split.",
             f"  matslice slice checkpoint={recipe.checkpoint} --config-dir {recipe.output} slice={written.name}",
         ]
         write_whole(directory / f"{written.name}.yaml", slice_file(written, comments))
-    record = {"searched": searched_settings(recipe), **result.record()}
+    record = result.record()
+    for pick, found in zip(record["picks"], result.picks, strict=True):
+        pick["spec"]["name"] = named[key_of(found.found.spec)].name
     write_whole(recipe.output / RESULT_FILE, json.dumps(record, indent=2) + "\n")
-    return named
 
 
-def searched_settings(recipe: SearchRecipe) -> dict[str, Any]:
+def settings_of(recipe: SearchRecipe) -> dict[str, Any]:
     """What decides what is found, beside the model and the rows, as JSON values."""
     keys = ("budget", "num_budgets", "method", "max_evaluations", "top_k", "shares", "seed", "space", "cost", "latency")
     written = dataclasses.asdict(recipe)
@@ -246,20 +287,20 @@ def as_sweep(recipe: SearchRecipe) -> SweepRecipe:
     return SweepRecipe(**{name: getattr(recipe, name) for name in same}, tasks=[REPORT])
 
 
-def show(recipe: SearchRecipe, result: SearchResult, named: Mapping[Key, SliceSpec]) -> None:
+def show(recipe: SearchRecipe, found: Mapping[str, Any]) -> None:
     """What was found, for a terminal."""
     shown = Table()
     for heading in ("budget", "cost", "loss on calibration", "sub-model"):
         shown.add_column(heading, justify="left" if heading == "sub-model" else "right")
-    told = result.resource.told
-    for pick in result.picks:
-        name = named[key_of(pick.found.spec)].name
-        shown.add_row(told(pick.budget), told(pick.found.price), f"{pick.found.calibration_loss:.4f}", name)
+    told = recipe.cost.resource.told
+    for pick in found["picks"]:
+        price = pick["cost"] if pick["measured_cost"] is None else pick["measured_cost"]
+        shown.add_row(told(pick["budget"]), told(price), f"{pick['calibration_loss']:.4f}", pick["spec"]["name"])
     Console(width=None if sys.stdout.isatty() else 200).print(shown)
     print(
-        f"{result.evaluations} sub-models measured on the split that was searched, {result.calibration_evaluations} of"
-        f" them again; {recipe.output / SLICES}: files for slice=; {recipe.output / PAGE_FILE}: all on rows that had no"
-        " part in it"
+        f"{found['evaluations']} sub-models measured on the split that was searched, {found['calibration_evaluations']}"
+        f" of them again; {recipe.output / SLICES}: files for slice=; {recipe.output / PAGE_FILE}: all on rows that had"
+        " no part in it"
     )
 
 

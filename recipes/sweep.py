@@ -7,7 +7,7 @@ report.html to look at, and the same as pictures and tables. A sweep that was st
 
 from __future__ import annotations
 
-import hashlib
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +22,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from model.adapter.lora import PeftModel, base_of, check_adapter, merge
-from model.checkpoint.reader import Checkpoint
 from model.config import ModelConfig
 from model.errors import ConfigError
 from model.generation.generate import ids_of_media
@@ -33,7 +32,7 @@ from model.slicing.official import official
 from model.slicing.plan import StoredAs
 from model.slicing.spec import SliceSpec
 from model.tower_config import Modality
-from recipes.build import build_adapted, build_cache, build_processor, find_device
+from recipes.build import build_adapted, build_cache, build_processor, find_device, fingerprint_of
 from recipes.locate import find_checkpoint
 from recipes.output import check_place
 from recipes.program import start
@@ -89,7 +88,7 @@ class SweepRecipe:
     tensorboard: bool = False  # figures for TensorBoard, in output
 
     def __post_init__(self) -> None:
-        if self.shared_gib < 0:
+        if not (math.isfinite(self.shared_gib) and self.shared_gib >= 0):
             raise ConfigError(f"shared_gib is {self.shared_gib}; it is an amount of memory, 0 or more")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads is {self.threads}; it must be at least 1, or null")
@@ -113,7 +112,7 @@ class Prepared:
     """All of a sweep but the model: found, read and checked before it is loaded.
 
     Args:
-        specs: The sub-models, the reference among them.
+        specs: The sub-models, the whole model among them where all are compared with it.
         reference: What all are compared with, if they are: the whole model.
         settings: What else decides the figures, as JSON values.
     """
@@ -139,7 +138,7 @@ def measure(recipe: SweepRecipe) -> list[Row]:
         MatsliceError: A word, a file, the checkpoint or what is in ``output`` cannot be used.
     """
     check_place(recipe.output)
-    check_publishing(tensorboard=recipe.tensorboard)
+    check_publishing(wandb=recipe.wandb, tensorboard=recipe.tensorboard)
     prepared = prepare(recipe)
     return measured(recipe, prepared, lambda: build_engine(recipe, prepared.parent, prepared.tasks, prepared.reference))
 
@@ -154,12 +153,13 @@ def measured(recipe: SweepRecipe, prepared: Prepared, engine: Callable[[], Engin
     check(config, prepared.tasks, prepared.specs)
     store = Store(recipe.output, identity_of(recipe, prepared), prepared.specs, resume=recipe.resume)
     try:
-        wanted = [(spec.name, task.name) for task in prepared.tasks for spec in prepared.specs]
-        if set(wanted) <= store.rows.keys():
-            rows = [store.rows[key] for key in wanted]
-        else:
+        wanted = {(spec.name, task.name) for task in prepared.tasks for spec in prepared.specs}
+        if not wanted <= store.rows.keys():
             with progress_bar() as show:
-                rows = sweep(engine(), prepared.tasks, prepared.specs, store, about, show)
+                sweep(engine(), prepared.tasks, prepared.specs, store, about, show)
+        # Those of sub-models that only an earlier command named belong to the sweep as well.
+        place = {task.name: number for number, task in enumerate(prepared.tasks)}
+        rows = sorted(store.rows.values(), key=lambda row: place[row.task])
         report(recipe, prepared, store, rows)
         publish(rows, recipe.output, wandb=recipe.wandb, project=recipe.wandb_project, tensorboard=recipe.tensorboard)
     finally:
@@ -187,18 +187,19 @@ def prepare(recipe: SweepRecipe) -> Prepared:
     specs = find_slices(recipe.slices, recipe.space, text)
     reference = None
     if recipe.compare:
-        reference = next((spec for spec in specs if spec.is_full(text)), SliceSpec.full(text))
-        if reference not in specs:
+        reference = SliceSpec.full(text)  # by whatever name it is measured
+        if not any(spec.is_full(text) for spec in specs):
             specs = [reference, *specs]
     tasks: list[Task] = []
     if written or not theirs:
         tasks += build_tasks(written, parent.processor, has_reference=recipe.compare)
     for name in theirs:
         tasks += harness_tasks(name, recipe.lm_eval, parent.processor, checkpoint=parent.checkpoint)
-    if recipe.mmlu_task not in (None, *(task.name for task in tasks)):
+    fitting = [task.name for task in tasks if any(metric.name == "accuracy" for metric in task.metrics)]
+    if recipe.mmlu_task not in (None, *fitting):
         raise ConfigError(
-            f"mmlu_task is '{recipe.mmlu_task}', which is none of the tasks ({', '.join(task.name for task in tasks)});"
-            " name one of them, or null"
+            f"mmlu_task is '{recipe.mmlu_task}', which is no task with an accuracy; "
+            + (f"name one of {', '.join(fitting)}, or null" if fitting else "none has one, so leave it out")
         )
     return Prepared(parent, tasks, specs, reference)
 
@@ -223,17 +224,6 @@ def identity_of(recipe: SweepRecipe, prepared: Prepared) -> Identity:
 def dtype_of(precision: Precision) -> str:
     """What is computed in, as torch calls it."""
     return str(precision.dtype).removeprefix("torch.")
-
-
-def fingerprint_of(checkpoint: Path, adapter: Path | None) -> str:
-    """Of the weights, and of the adapter's files where there is one."""
-    own = Checkpoint.open(checkpoint).fingerprint()
-    if adapter is None:
-        return own
-    digest = hashlib.sha256(own.encode())
-    for path in sorted(adapter.glob("adapter_*")):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def build_engine(recipe: SweepRecipe, parent: Parent, tasks: Sequence[Task], reference: SliceSpec | None) -> Engine:
@@ -265,8 +255,12 @@ def build_engine(recipe: SweepRecipe, parent: Parent, tasks: Sequence[Task], ref
 def report(recipe: SweepRecipe, prepared: Prepared, store: Store, rows: Sequence[Row]) -> None:
     """What is made of the rows: the page with its pictures and tables, and what other programs are told."""
     comparisons = None
-    if (whole := prepared.reference) is not None:
-        comparisons = {task.name: compare(task, prepared.specs, store, parent=whole) for task in prepared.tasks}
+    if prepared.reference is not None:
+        whole = next(row.spec for row in rows if row.spec.is_full(prepared.parent.config.text))
+        comparisons = {
+            task.name: compare(task, [row.spec for row in rows if row.task == task.name], store, parent=whole)
+            for task in prepared.tasks
+        }
     write_report(
         rows, recipe.output, config=prepared.parent.config.text, comparisons=comparisons, mmlu_task=recipe.mmlu_task,
         origin=Origin(

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from model.config import TextConfig
-from model.errors import ConfigError
+from model.errors import ConfigError, SliceError
 from model.slicing.official import official
 from model.slicing.spec import SliceConfig, SliceSpec
 from model.slicing.table import read_slices, written_in
@@ -74,7 +74,12 @@ def slices_of(word: str, space: SpaceConfig, config: TextConfig) -> Iterator[Sli
     elif word.lower().endswith(".csv"):
         yield from (SliceSpec.resolve(written, config) for written in read_slices(word).values())
     else:
-        yield SliceSpec.resolve(written_in(read_named("slice", word, SliceConfig)), config)
+        try:
+            yield SliceSpec.resolve(written_in(read_named("slice", word, SliceConfig)), config)
+        except SliceError as error:
+            raise SliceError(
+                f"{error} (slices=official has what is like Google's sub-models in a model of other layers)"
+            ) from None
 
 
 def find_tasks(written: Any) -> tuple[list[TaskConfig], list[str]]:

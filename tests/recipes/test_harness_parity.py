@@ -233,3 +233,25 @@ def test_its_command_knows_our_models(directory: Path, capfd: pytest.CaptureFixt
     assert "error: checkpoint: no directory 'gone'" in capfd.readouterr().err
     assert main(["lm_eval", "--model", NAME, "--tasks", "no_such_task"]) == 2
     assert "error: lm_eval: Tasks not found: no_such_task" in capfd.readouterr().err
+
+
+def test_a_sweep_asks_the_harness(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "mixed.yaml").write_text(
+        "name: mixed\nskip_layers: [3, 4, 5]\nffn_widths: [48, 16, 24, 16, 32, 48]\n", encoding="utf-8"
+    )
+    tasks = [f"lm_eval:{TASKS / name}.yaml" for name in ("continued_choice", "continued_text")]
+    words = [
+        "sweep", f"checkpoint={directory / 'parent'}", f"tasks=[{','.join(tasks)}]", "lm_eval.batch_size=4",
+        f"slices=[full,{tmp_path / 'mixed.yaml'}]", f"output={tmp_path / 'out'}", f"lm_eval.max_length={MAX_LENGTH}",
+    ]  # fmt: skip
+    assert main(words) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {(row["spec"]["name"], row["task"]) for row in rows} == {
+        (spec, f"lm_eval.{task}") for spec in SPECS for task in ("continued_choice", "continued_text")
+    }
+    for row in rows:
+        task = row["task"].removeprefix("lm_eval.")
+        expected = ours(row["spec"]["name"], task)["results"][task]
+        for name, figure in row["metrics"].items():
+            theirs_name = name if "," in name else f"{name},none"
+            assert figure["value"] == pytest.approx(expected[theirs_name], rel=TOLERANCE)

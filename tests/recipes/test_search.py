@@ -111,16 +111,20 @@ def test_a_search_goes_on_where_it_was_stopped(
     with monkeypatch.context() as patch:
         patch.setattr(Measured, "measure", lambda *_: pytest.fail("measured again"))
         assert main([*words, f"output={stopped}", "resume=true"]) == 0
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
     assert main([*words, f"output={stopped}", "resume=true", "top_k=2"]) == 2
-    assert "searched.top_k: was 3, now 2" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
+    assert "top_k: was 3, now 2" in capsys.readouterr().err
 
 
 def test_latency_is_measured_where_it_is_the_budget(words: list[str], tmp_path: Path) -> None:
     output = tmp_path / "timed"
-    timed = ["cost.resource=latency_seconds", "latency.context_tokens=4", "latency.repeats=3", "num_budgets=1"]
+    timed = ["cost.resource=latency_seconds", "latency.context_tokens=4", "latency.repeats=3"]
     assert main([*words, *timed, "budget=[1e6]", f"output={output}"]) == 0
     (pick,) = result_in(output)["picks"]
     assert 0 < pick["measured_cost"] <= pick["budget"] == 10**15
+    assert main([*words, *timed, "budget=[1e6]", f"output={output}", "resume=true"]) == 0  # nothing is timed anew
+    assert result_in(output)["picks"] == [pick]
 
 
 def test_rows_to_report_on_may_be_named(words: list[str], rows: Path, tmp_path: Path, capsys: Any) -> None:
@@ -140,6 +144,11 @@ def test_rows_to_report_on_may_be_named(words: list[str], rows: Path, tmp_path: 
     [
         (["budget=[10]"], "no sub-model of the space keeps a budget of 10 effective parameters: the cheapest keeps"),
         (["budget=[-1]"], "budget has -1"),
+        (["budget=[nan]"], "budget has nan"),
+        (["budget=[1e9,inf]"], "budget has inf"),
+        (["seed=-1"], "seed is -1"),
+        (["shares=[nan,0.5,0.5]"], "each must be above 0"),
+        (["cost.resource=latency_seconds", "latency.context_tokens=100000"], "context is 100001 tokens"),
         (["max_evaluations=0"], "max_evaluations is 0; it must be at least 1"),
         (["shares=[0.5,0.5]"], "shares is [0.5, 0.5]; give those of all three splits"),
         (["shares=[0.5,0.6,0.1]"], "together they must be 1"),

@@ -100,6 +100,10 @@ def test_a_sweep_goes_on_and_takes_more_sub_models(
     key = lambda row: (row["task"], row["spec"]["name"])  # noqa: E731
     assert sorted(rows_in(whole), key=key) == sorted(rows_in(tmp_path / "anew"), key=key)
 
+    assert main([*words, "slices=[full]", f"output={whole}", "resume=true"]) == 0
+    with (whole / "rows.csv").open(encoding="utf-8") as file:  # all of the sweep, whoever was named last
+        assert "mine" in file.read()
+
     shutil.copy(tmp_path / "questions.jsonl", tmp_path / "kept.jsonl")
     (tmp_path / "questions.jsonl").write_text(json.dumps(QUESTIONS[0]) + "\n", encoding="utf-8")
     assert main([*words, f"output={whole}", "resume=true"]) == 2
@@ -136,7 +140,13 @@ def test_an_adapter_is_measured_and_figures_are_told_elsewhere(
         (["threads=0"], "threads is 0"),
         (["statistics.confidence=2"], "confidence is 2"),
         (["checkpoint=nowhere"], "nowhere"),
-        (["mmlu_task=spelling"], "mmlu_task"),
+        (
+            ["mmlu_task=spelling"],
+            "mmlu_task is 'spelling', which is no task with an accuracy; name one of words, choice",
+        ),
+        (["mmlu_task=say"], "mmlu_task is 'say', which is no task with an accuracy"),
+        (["shared_gib=inf"], "shared_gib is inf"),
+        (["wandb=online"], "nobody is logged in"),
     ],
 )
 def test_what_cannot_be_swept_is_refused_before_weights_are_read(
@@ -144,6 +154,8 @@ def test_what_cannot_be_swept_is_refused_before_weights_are_read(
     more: list[str], told: str,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(sweep, "build_adapted", lambda *_args, **_options: pytest.fail("the model was loaded"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     given = [word for word in words if word.partition("=")[0] not in {one.partition("=")[0] for one in more}]
     assert main([*given, f"output={tmp_path / 'out'}", *more]) == 2
     assert told in capsys.readouterr().err

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One model in memory, asked as many of its sub-models: what they make of rows whose answers are known, what they say.
 
-Towers and embeddings run once for all sub-models, layers once for those that begin alike. What is found under one is,
-to the last bit, what would be found if it were asked alone with the same batches.
+Towers run once for all sub-models and, where answers are known, embeddings too, and layers once for those that begin
+alike. What is found under one is, to the last bit, what would be found if it were asked alone with the same batches.
 """
 
 from __future__ import annotations

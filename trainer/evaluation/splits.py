@@ -30,7 +30,7 @@ def split(task: HeldOutTask, shares: Mapping[str, float], *, seed: int) -> dict[
         ConfigError: Shares are no shares, or are not 1 together.
         InputError: A part has no row.
     """
-    if any(share <= 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
+    if not all(share > 0 for share in shares.values()) or not abs(sum(shares.values()) - 1) <= 1e-6:
         told = ", ".join(f"{name} {share:g}" for name, share in shares.items())
         raise ConfigError(f"shares of rows are {told}; each must be above 0, and together they must be 1")
     rows: dict[str, list[TokenRow]] = {name: [] for name in shares}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -61,6 +62,8 @@ class Measured:
             with self.path.open("a", encoding="utf-8") as file:
                 # Begins with a line's end: what a killed process left stays by itself.
                 file.write("\n" + "\n".join(lines) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
             self.known |= found
             self.told(len(self.known), min(self.known.values()))
         return [self.known[key_of(spec)] for spec in specs]

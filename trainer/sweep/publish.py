@@ -6,6 +6,7 @@ Both are made anew from all rows, so that a sweep that is gone on with, or publi
 
 from __future__ import annotations
 
+import importlib
 import math
 import re
 import shutil
@@ -13,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from model.errors import ConfigError
 from model.slicing.spec import SliceSpec
 from trainer.config import WandbMode
 from trainer.sinks import WandbSink
@@ -27,8 +29,12 @@ REPORTS = (".html", ".png", ".csv", ".json", ".jsonl", ".yaml")  # files of a sw
 NOT_IN_NAMES = re.compile(r"[^\w.-]+")  # of artifacts and directories
 
 
-def check_publishing(*, tensorboard: bool) -> None:
-    """Raise ConfigError if something is asked for that is not installed: before anything is measured."""
+def check_publishing(*, wandb: WandbMode, tensorboard: bool) -> None:
+    """Raise ConfigError if something is asked for that is not there: before anything is measured."""
+    if wandb is WandbMode.online and importlib.import_module("wandb").api.api_key is None:
+        raise ConfigError(
+            "wandb=online, but nobody is logged in; say 'wandb login' once, set WANDB_API_KEY, or write wandb=offline"
+        )
     if tensorboard:
         check_installed("tensorboard")
 
