@@ -77,7 +77,5 @@ def test_figures_of_another_kind_are_refused_by_name_unless_others_are_chosen() 
 def test_a_function_of_the_task_that_is_called_mean_is_no_mean() -> None:
     asked = Theirs(acc="mean")
     asked.found["acc"].__module__ = "utils"
-    with pytest.raises(
-        ConfigError, match="its metric 'acc' is put together by 'mean', which is no mean over items"
-    ):
+    with pytest.raises(ConfigError, match="its metric 'acc' is put together by 'mean', which is no mean over items"):
         metrics_of(asked, ["none"], [], "lm_eval:task")
