@@ -11,6 +11,7 @@ minutes and measuring forty on one quiet core; both go on where they were interr
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from tests.bench.search_measure import Losses, enumerated
 from tests.bench.search_model import CONFIG, SCALES, WIDTHS, Split, all_specs, trained
 from tests.bench.search_report import EVERYTHING, Row, Study, write
 from trainer.search.cost import CostConfig, Costs, exact_costs
-from trainer.search.evaluator import Evaluator, key_of
+from trainer.search.evaluator import Evaluator, Key, key_of
 from trainer.search.methods import SearchMethod
 from trainer.search.problem import Problem, coefficient_of_determination
 from trainer.search.refine import fitted
@@ -48,6 +49,7 @@ class Truth:
     costs: Costs
     points: Sequence[Point]
     prices: Int64[np.ndarray, " points"]
+    place: Mapping[Key, int]  # of each sub-model among all
     losses: Losses
     budgets: Sequence[int]
 
@@ -57,16 +59,18 @@ class Truth:
         space = Space.of(SpaceConfig(widths=list(WIDTHS), skip=[]), CONFIG.text)
         costs = exact_costs(space, CONFIG, CostConfig(context_tokens=1))
         points = list(space)
-        assert [space.spec(point).name for point in points] == [spec.name for spec in all_specs()]
-        return cls(costs, points, np.array([costs.at(point) for point in points]), losses, costs.spread(NUM_BUDGETS))
+        specs = [space.spec(point) for point in points]
+        assert [spec.name for spec in specs] == [spec.name for spec in all_specs()]
+        place = {key_of(spec): number for number, spec in enumerate(specs)}
+        prices = np.array([costs.at(point) for point in points])
+        return cls(costs, points, prices, place, losses, costs.spread(NUM_BUDGETS))
 
     def evaluator(self, split: Split, limit: int | None = None) -> Evaluator:
         """Looks a split's losses up."""
-        losses = self.losses.of(split).tolist()
-        known = {key_of(self.costs.space.spec(point)): loss for point, loss in zip(self.points, losses, strict=True)}
+        losses = self.losses.of(split)
 
         def measure(specs: Sequence[SliceSpec]) -> list[float]:
-            return [known[key_of(spec)] for spec in specs]
+            return losses[self.places(specs)].tolist()
 
         return Evaluator(measure, limit=limit)
 
@@ -83,8 +87,7 @@ class Truth:
 
     def places(self, specs: Sequence[SliceSpec]) -> Int64[np.ndarray, " specs"]:
         """Where sub-models stand among all of them."""
-        place = {key_of(self.costs.space.spec(point)): number for number, point in enumerate(self.points)}
-        return np.array([place[key_of(spec)] for spec in specs])
+        return np.array([self.place[key_of(spec)] for spec in specs])
 
 
 def run(truth: Truth, method: SearchMethod, limit: int, seed: int) -> Row:
@@ -102,7 +105,7 @@ def run(truth: Truth, method: SearchMethod, limit: int, seed: int) -> Row:
         others = [number for number, point in enumerate(truth.points) if point not in problem.seen]
         told = fitted(problem).predict([truth.points[number] for number in others])
         r2 = coefficient_of_determination(told.tolist(), truth.losses.of(Split.search)[others].tolist())
-    again = [number for number, spec in enumerate(all_specs()) if key_of(spec) in calibration.known]
+    again = [truth.place[key] for key in calibration.known]
     return Row(
         name=str(method), picks=truth.places([pick.found.spec for pick in result.picks]),
         by_calibration=lowest(truth, again, truth.losses.of(Split.calibration)),
@@ -154,19 +157,21 @@ def by_limit(truth: Truth) -> dict[str, list[tuple[int, float]]]:
     return {name: sorted(dict(points).items()) for name, points in found.items()}
 
 
-def dealt_anew(losses: Losses) -> Mapping[str, Sequence[tuple[float, float]]]:
+def dealt_anew(truth: Truth) -> Mapping[str, Sequence[tuple[float, float]]]:
     """Mean regrets on the report split if chance deals the rows of all three splits out anew, again and again.
 
     By method, for each deal: of what both splits choose, and of what the calibration split alone does.
     """
-    rows, chance = np.concatenate(list(losses.rows.values()), axis=1), np.random.default_rng(0)
-    ends = np.cumsum([held.shape[1] for held in losses.rows.values()])[:-1]
+    held = truth.losses.rows
+    rows, chance = np.concatenate(list(held.values()), axis=1), np.random.default_rng(0)
+    ends = np.cumsum([part.shape[1] for part in held.values()])[:-1]
     found: dict[str, list[tuple[float, float]]] = {}
     for _ in range(DEALS):
         parts = np.split(chance.permutation(rows.shape[1]), ends)
-        truth = Truth.of(Losses({split: rows[:, part] for split, part in zip(losses.rows, parts, strict=True)}))
-        report, best = truth.losses.of(Split.report), truth.best(Split.report)
-        for row in (*(run(truth, method, LIMIT, seed=0) for method in SearchMethod), everything(truth)):
+        dealt = Losses({split: rows[:, part] for split, part in zip(held, parts, strict=True)})
+        other = dataclasses.replace(truth, losses=dealt)
+        report, best = dealt.of(Split.report), other.best(Split.report)
+        for row in (*(run(other, method, LIMIT, seed=0) for method in SearchMethod), everything(other)):
             means = [float((report[picks] - best).mean()) for picks in (row.picks, row.by_calibration)]
             found.setdefault(row.name, []).append((means[0], means[1]))
     return found
@@ -178,7 +183,7 @@ def study(losses: Losses) -> Study:
     return Study(
         losses=losses, prices=truth.prices, budgets=truth.budgets, rows=list(rows_of_study(truth)),
         best=truth.best(Split.report), by_limit=by_limit(truth), limit=LIMIT, top_k=TOP_K, resamplings=RESAMPLINGS,
-        dealt_anew=dealt_anew(losses),
+        dealt_anew=dealt_anew(truth),
     )  # fmt: skip
 
 
