@@ -121,7 +121,7 @@ class Scale:
 SCALES = {
     "full": Scale(
         steps=1800, batch_size=24, measured_rows=16, compiled=True,
-        batches={Split.search: 2, Split.calibration: 2, Split.report: 10},
+        batches={Split.search: 4, Split.calibration: 4, Split.report: 14},
     ),
     "small": Scale(
         steps=4, batch_size=2, measured_rows=1, compiled=False, batches=dict.fromkeys(Split, 1),

@@ -108,9 +108,9 @@ nats a byte more than the best sub-model within the budget the chosen one loses:
 * **searched**: on the search split itself, the best that was measured against the best there is. This is what a method
   is to blame for.
 * **report**: on the report split, what was chosen against the best there is *on the report split*, which no search
-  could know. Choosing by one text and reporting on another costs something whatever the method; measuring all of them
-  on the search and the calibration split, and taking the best by both, costs that much (last line). Behind ± is one
-  standard error, of the rows that the split happens to have.
+  could know. Choosing by one text and reporting on another costs something; measuring all of them on the search and
+  the calibration split, and taking the best by both, costs that much (last line). Less is had only by luck or by
+  knowing beforehand what shapes are good. Behind ± is one standard error, of the rows that the split happens to have.
 
 | method | evaluations | + calibration | searched, mean | searched, worst | report, mean | report, worst | R² | s |
 |---|---|---|---|---|---|---|---|---|
@@ -191,16 +191,22 @@ def table_line(study: Study, name: str) -> str:
 def deal_line(study: Study, name: str) -> str:
     """What a method comes to over many deals of the rows."""
     both, alone = np.array(study.dealt_anew[name]).T
-    cells = [f"{told.mean():.4f} ± {told.std() / len(told) ** 0.5:.4f}" for told in (both, alone, both - alone)]
+    cells = [f"{told.mean():.5f} ± {told.std() / len(told) ** 0.5:.5f}" for told in (both, alone, both - alone)]
     return f"| {shown(name)} | {' | '.join(cells)} |"
 
 
 def rule(study: Study) -> str:
     """Which split should choose, for the default method."""
     both, alone = np.array(study.dealt_anew[DEFAULT]).T.mean(axis=1)
+    means = {name: np.array(deals)[:, 0].mean() for name, deals in study.dealt_anew.items()}
+    better = [shown(name) for name in study.names() if name != EVERYTHING and means[name] < means[DEFAULT]]
+    beaten = (
+        f" Less regret than `{DEFAULT}` is left by {', '.join(better)}: whoever tries fewer sub-models is misled less"
+        " by the luck of a split, where the few suit the model."
+    )
     return (
         f"Choosing by both splits leaves `{DEFAULT}` {'less' if both < alone else '**more**'} regret than choosing by"
-        " calibration alone; a search chooses by both."
+        f" calibration alone; a search chooses by both.{beaten if better else ''}"
     )
 
 
@@ -222,7 +228,7 @@ def verdicts(study: Study) -> list[str]:
         f" It used {row.evaluations} on the search split, for all budgets together, and"
         f" {row.calibration_evaluations} on the calibration split besides.\n"
     )
-    judged = [f"* {what}: {value:.4f}, {'met' if value <= AIM_NATS else '**missed**'}" for what, value in figures]
+    judged = [f"* {what}: {value:.5f}, {'met' if value <= AIM_NATS else '**missed**'}" for what, value in figures]
     (whole,) = study.of(EVERYTHING)
     if (floor := float(study.report_regrets(whole).mean())) <= AIM_NATS:
         return [aim, *judged]
