@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Search the sub-models of a checkpoint for the best under each of several budgets (Mix'n'Match).
 
-Rows are in three splits: the first is searched, the best few of each budget are measured again on the second, and
-what that decides is measured on the third, which had no part in it. Results are in ``output``: search.json, slices/
-(files as in conf/slice), and those of a sweep over the third split: rows.jsonl, report.html, frontier.png and tables.
+Rows are in three splits: the first is searched, the best few of each budget are measured again on the second, both
+together decide, and what they chose is measured on the third, which had no part in it. Results are in ``output``:
+search.json, slice/ (files as in conf/slice), and those of a sweep over the third split: rows.jsonl, report.html,
+frontier.png and tables.
 """
 
 from __future__ import annotations
