@@ -57,6 +57,7 @@ def test_what_is_recomputed_operation_by_operation_is_not_compiled(tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # compilers take long where cores are busy
 def test_compiled_layers_give_the_gradients_of_plain_ones_and_other_lengths_bring_no_code() -> None:
     done = told("tests.trainer.compiled")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -70,6 +71,7 @@ def test_compiled_layers_give_the_gradients_of_plain_ones_and_other_lengths_brin
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # compilers take long where cores are busy
 def test_a_compiled_run_goes_on_bitwise_is_as_a_plain_one_but_for_rounding_and_saves_its_names(tmp_path: Path) -> None:
     straight, killed, plain = (tmp_path / name for name in ("straight", "killed", "plain"))
     wishes = {"adapter": True, "save_every": 1}  # with dropout, and rows that are measured
@@ -84,6 +86,7 @@ def test_a_compiled_run_goes_on_bitwise_is_as_a_plain_one_but_for_rounding_and_s
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # compilers take long where cores are busy
 def test_two_processes_train_compiled_layers_as_one_does_plain_ones(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     assert run(one, batch_size=4, max_steps=2) == 0
