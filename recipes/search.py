@@ -48,6 +48,7 @@ from trainer.evaluation.held_out_task import HeldOutTask, held_out_task
 from trainer.evaluation.splits import digest_of, split
 from trainer.evaluation.statistics import StatisticsConfig
 from trainer.evaluation.task_config import TaskConfig, TaskKind
+from trainer.locking import lock
 from trainer.search.cost import CostConfig, Costs, Resource, exact_costs
 from trainer.search.evaluator import Evaluator, Key, key_of
 from trainer.search.latency import LatencyConfig, Stopwatch, latency_costs
@@ -60,7 +61,7 @@ from trainer.search.space import Space, SpaceConfig
 from trainer.sweep.identity import refuse_another
 from trainer.sweep.page.page import PAGE_FILE
 from trainer.sweep.row import spec_of
-from trainer.sweep.store import ROWS_FILE, lock
+from trainer.sweep.store import ROWS_FILE, taken
 
 ROOM = 1.02  # of a measured time: the next measurement may be a little longer
 SEARCH, CALIBRATION, REPORT = "search", "calibration", "report"
@@ -133,7 +134,7 @@ def run(recipe: SearchRecipe) -> None:
     splits = splits_of(recipe, parent)
     settings = {**settings_of(recipe), "rows": {name: one.fingerprint for name, one in splits.items()}}
     recipe.output.mkdir(parents=True, exist_ok=True)
-    with lock(recipe.output):
+    with lock(recipe.output, taken(recipe.output)):
         claim(recipe.output / SETTINGS_FILE, settings)
         engine = build_engine(sweeping, parent, list(splits.values()), None)
         if not (recipe.output / RESULT_FILE).exists():

@@ -37,8 +37,9 @@ from model.slicing.submodel import SubModel
 from model.tower_config import Modality
 from recipes.run_identity import READ_HERE, Identity, shape_of, sliced_identity, trained_shapes, words_to_go_on
 from recipes.slice_check import check as slice_check
-from trainer.checkpoint import LOCK_FILE, RUN_FILE, STATE_FILE, newest_whole
+from trainer.checkpoint import RUN_FILE, STATE_FILE, newest_whole
 from trainer.identity import flatten, read_identity
+from trainer.locking import LOCK_FILE
 from trainer.manifest import write_manifest
 from trainer.retention import CHECKPOINTS, checkpoint_at, steps_of
 from trainer.sinks import METRICS_FILE, read_records

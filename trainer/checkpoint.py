@@ -20,7 +20,6 @@ taken. Sampler and order of the data are functions of the counts in ``state.json
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import pickle
 import shutil
@@ -46,6 +45,7 @@ from trainer.identity import (
     refuse_other_rows,
     surroundings_of,
 )  # fmt: skip
+from trainer.locking import lock
 from trainer.manifest import damage_of, write_manifest
 from trainer.retention import (
     BEST,
@@ -61,7 +61,7 @@ from trainer.retention import (
 from trainer.state import TrainState
 from trainer.trained import WEIGHTS, Trained, read_tensors, write_tensors
 
-RUN_FILE, STATE_FILE, LOCK_FILE = "run.json", "state.json", ".lock"
+RUN_FILE, STATE_FILE = "run.json", "state.json"
 NOT_WRITTEN = (OSError, SafetensorError)  # a full disk, a directory that is gone
 MEASURED = ("evaluated_at", "best_loss", "best_step", "loss_to_beat", "evaluations_without_gain")  # of TrainState
 NOT_READ = (OSError, EOFError, ValueError, RuntimeError, KeyError, pickle.UnpicklingError)
@@ -125,7 +125,10 @@ class Run:
         """
         path, found = self.directory / RUN_FILE, None
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.lock = lock(self.directory)
+        self.lock = lock(
+            self.directory,
+            f"trainer.output: a run is going on in '{self.directory}'; choose another directory",
+        )
         if self.steps():
             if not path.exists():
                 raise CheckpointError(f"'{self.directory}' has checkpoints but no {RUN_FILE}; choose another directory")
@@ -346,22 +349,6 @@ def finish(aside: Path, whole: Path) -> None:
     flush(aside)
     aside.rename(whole)
     flush_entry(whole.parent)
-
-
-def lock(directory: Path) -> TextIO:
-    """Keep other runs out of ``directory`` for as long as the file that is returned stays open.
-
-    The lock is the process's: it goes with it, however it ends. Where a file system has none, there is none.
-    """
-    file = (directory / LOCK_FILE).open("a", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise ConfigError(f"trainer.output: a run is going on in '{directory}'; choose another directory") from None
-    except OSError:
-        pass
-    return file
 
 
 def random_state() -> dict[str, Any]:

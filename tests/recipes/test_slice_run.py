@@ -36,16 +36,17 @@ from tests.laws.drawn import weights as weights_of
 from tests.recipes.conftest import SHORT
 from tests.tiny import TINY_TEXT, tiny_model
 from tests.trainer.parts import losses, write_jsonl
-from trainer.checkpoint import lock
 from trainer.data.collate import Collator
 from trainer.data.config import LongRows
 from trainer.data.loader import Loader
+from trainer.locking import lock
 from trainer.manifest import write_manifest
 from trainer.optim import OptimConfig, build_optimizer
 from trainer.schedule import Schedule, ScheduleConfig
 from trainer.sinks import METRICS_FILE, read_records
 from trainer.step import batch_loss_sum
 
+TAKEN = "a run is going on in that directory"
 SPEC = SliceSpec("short", (0, 1, 2, 6, 7, 8), (24,) * 6)
 OPTIM = OptimConfig(learning_rate=0.01, weight_decay=0.1)
 STOPPED = [
@@ -355,13 +356,13 @@ def test_a_run_that_is_going_on_is_not_sliced_and_one_that_is_sliced_does_not_go
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     run = stopped()
-    with lock(run):
+    with lock(run, TAKEN):
         assert sliced(run, weights) == 2
     assert f"run: '{run}' is still going on; stop it" in capsys.readouterr().err
     assert not (tmp_path / "small").exists()
-    monkeypatch.setattr("recipes.slice_run.torch.save", lambda *_: lock(run))
+    monkeypatch.setattr("recipes.slice_run.torch.save", lambda *_: lock(run, TAKEN))
     assert sliced(run, weights) == 2
-    assert "a run is going on in" in capsys.readouterr().err
+    assert TAKEN in capsys.readouterr().err
     assert not (tmp_path / "small").exists()
 
 
@@ -374,7 +375,7 @@ def test_a_sliced_run_replaces_another_run_only_if_told_to(
     (small / "metrics.jsonl").unlink()
     assert sliced(run, weights, "overwrite=true") == 0
     assert (small / "metrics.jsonl").is_file()
-    with lock(small):
+    with lock(small, TAKEN):
         assert sliced(run, weights, "overwrite=true") == 2
     (small / "run.json").unlink()
     assert sliced(run, weights, "overwrite=true") == 2

@@ -12,7 +12,6 @@ any moment nothing but the last line can be a piece of one; it is cut off when t
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -30,10 +29,11 @@ from model.slicing.spec import SliceSpec
 from trainer.checkpoint import write_whole
 from trainer.evaluation.metric import Values
 from trainer.evaluation.task import Task
+from trainer.locking import lock
 from trainer.sweep.identity import Identity, read_record, refuse_another, together
 from trainer.sweep.row import Row, check_beside, lines_of
 
-SWEEP_FILE, ROWS_FILE, ITEMS, LOCK_FILE = "sweep.json", "rows.jsonl", "items", ".lock"
+SWEEP_FILE, ROWS_FILE, ITEMS = "sweep.json", "rows.jsonl", "items"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,7 @@ class Store:
         self.directory = directory
         self.identity = identity
         directory.mkdir(parents=True, exist_ok=True)
-        self.lock: TextIO = lock(directory)
+        self.lock: TextIO = lock(directory, taken(directory))
         try:
             self.claim(identity.record(specs), resume=resume)
             self.rows: dict[tuple[str, str], Row] = self.read_rows()  # finished ones, by sub-model and task
@@ -276,17 +276,6 @@ def cut_to_whole_lines(path: Path) -> None:
         flush_entry(path)
 
 
-def lock(directory: Path) -> TextIO:
-    """Keep other sweeps out of ``directory`` for as long as the file that is returned stays open.
-
-    The lock is the process's: it goes with it, however it ends. Where a file system has none, there is none.
-    """
-    file = (directory / LOCK_FILE).open("a", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise ConfigError(f"a sweep is going on in '{directory}'; sweep into another directory") from None
-    except OSError:
-        pass
-    return file
+def taken(directory: Path) -> str:
+    """What to say where another process sweeps."""
+    return f"a sweep or a search is going on in '{directory}'; choose another directory"

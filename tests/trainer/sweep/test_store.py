@@ -82,7 +82,7 @@ def test_a_sweep_is_gone_on_with_only_if_that_is_asked_for(tmp_path: Path) -> No
 def test_a_directory_is_one_sweeps_at_a_time(tmp_path: Path) -> None:
     with (
         contextlib.closing(opened(tmp_path)),
-        pytest.raises(ConfigError, match=f"a sweep is going on in '{tmp_path}'"),
+        pytest.raises(ConfigError, match=f"a sweep or a search is going on in '{tmp_path}'"),
     ):
         opened(tmp_path)
     opened(tmp_path).close()

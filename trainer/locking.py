@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A directory that one program at a time writes into."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+from typing import TextIO
+
+from model.errors import ConfigError
+
+LOCK_FILE = ".lock"
+
+
+def lock(directory: Path, told: str) -> TextIO:
+    """Keep others out of ``directory`` for as long as the file that is returned stays open.
+
+    The lock is the process's: it goes with it, however it ends. Where a file system has none, there is none.
+
+    Args:
+        directory: Which must be there.
+        told: What is wrong, and what to do, if another process has it.
+
+    Raises:
+        ConfigError: Another process has it.
+    """
+    file = (directory / LOCK_FILE).open("a", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ConfigError(told) from None
+    except OSError:
+        pass
+    return file
