@@ -26,7 +26,7 @@ from model.errors import ConfigError, InputError
 from model.layers.embedding import TablePlacement
 from model.slicing.official import official
 from model.slicing.plan import check_context
-from model.slicing.spec import SliceSpec
+from model.slicing.spec import Shape, SliceSpec
 from model.tower_config import Modality
 from recipes.build import fingerprint_of
 from recipes.locate import find_checkpoint
@@ -50,7 +50,7 @@ from trainer.evaluation.statistics import StatisticsConfig
 from trainer.evaluation.task_config import TaskConfig, TaskKind
 from trainer.locking import lock
 from trainer.search.cost import CostConfig, Costs, Resource, exact_costs
-from trainer.search.evaluator import Evaluator, Key, key_of
+from trainer.search.evaluator import Evaluator
 from trainer.search.latency import LatencyConfig, Stopwatch, latency_costs
 from trainer.search.measured import Measured
 from trainer.search.methods import SearchMethod
@@ -253,14 +253,14 @@ def look(
 
 def write(recipe: SearchRecipe, result: SearchResult, parent: Parent) -> None:
     """Write what was found: a file for each sub-model that was picked, and then the record, which is the last."""
-    config, named = parent.config.text, dict[Key, SliceSpec]()
+    config, named = parent.config.text, dict[Shape, SliceSpec]()
     directory = recipe.output / SLICES
     directory.mkdir(exist_ok=True)
     told = result.resource.told
     for written in written_slices(result.picks, config):
         spec = SliceSpec.resolve(written, config)
-        named[key_of(spec)] = spec
-        picks = [pick for pick in result.picks if key_of(pick.found.spec) == key_of(spec)]
+        named[spec.shape] = spec
+        picks = [pick for pick in result.picks if pick.found.spec.shape == spec.shape]
         comments = [
             f"Found by matslice search (method={result.method}): {told(picks[0].found.price)}, the best under",
             *(f"{told(pick.budget)}," for pick in picks[:-1]),
@@ -270,7 +270,7 @@ def write(recipe: SearchRecipe, result: SearchResult, parent: Parent) -> None:
         write_whole(directory / f"{written.name}.yaml", slice_file(written, comments))
     record = result.record()
     for pick, found in zip(record["picks"], result.picks, strict=True):
-        pick["spec"]["name"] = named[key_of(found.found.spec)].name
+        pick["spec"]["name"] = named[found.found.spec.shape].name
     write_whole(recipe.output / RESULT_FILE, json.dumps(record, indent=2) + "\n")
 
 

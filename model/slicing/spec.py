@@ -18,6 +18,7 @@ from model.config import TextConfig
 from model.errors import SliceError, counted
 
 FILE_NAME = re.compile(r"\w[\w.-]*")  # names become those of files and directories
+Shape = tuple[tuple[int, ...], tuple[int, ...]]  # of a sub-model: its layers and their widths
 
 
 @dataclass(kw_only=True, slots=True)
@@ -47,6 +48,11 @@ class SliceSpec:
     name: str
     kept_layers: tuple[int, ...]
     ffn_widths: tuple[int, ...]
+
+    @property
+    def shape(self) -> Shape:
+        """What it is, whatever its name: of one parent, sub-models of the same shape are the same."""
+        return self.kept_layers, self.ffn_widths
 
     @classmethod
     def full(cls, config: TextConfig) -> SliceSpec:

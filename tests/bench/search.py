@@ -21,12 +21,12 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from rich.console import Console
 
-from model.slicing.spec import SliceSpec
+from model.slicing.spec import Shape, SliceSpec
 from tests.bench.search_measure import Losses, enumerated
 from tests.bench.search_model import CONFIG, SCALES, WIDTHS, Split, all_specs, trained
 from tests.bench.search_report import EVERYTHING, Row, Study, write
 from trainer.search.cost import CostConfig, Costs, exact_costs
-from trainer.search.evaluator import Evaluator, Key, key_of
+from trainer.search.evaluator import Evaluator
 from trainer.search.methods import SearchMethod
 from trainer.search.problem import Problem, coefficient_of_determination
 from trainer.search.refine import fitted
@@ -49,7 +49,7 @@ class Truth:
     costs: Costs
     points: Sequence[Point]
     prices: Int64[np.ndarray, " points"]
-    place: Mapping[Key, int]  # of each sub-model among all
+    place: Mapping[Shape, int]  # of each sub-model among all
     losses: Losses
     budgets: Sequence[int]
 
@@ -61,7 +61,7 @@ class Truth:
         points = list(space)
         specs = [space.spec(point) for point in points]
         assert [spec.name for spec in specs] == [spec.name for spec in all_specs()]
-        place = {key_of(spec): number for number, spec in enumerate(specs)}
+        place = {spec.shape: number for number, spec in enumerate(specs)}
         prices = np.array([costs.at(point) for point in points])
         return cls(costs, points, prices, place, losses, costs.spread(NUM_BUDGETS))
 
@@ -87,7 +87,7 @@ class Truth:
 
     def places(self, specs: Sequence[SliceSpec]) -> Int64[np.ndarray, " specs"]:
         """Where sub-models stand among all of them."""
-        return np.array([self.place[key_of(spec)] for spec in specs])
+        return np.array([self.place[spec.shape] for spec in specs])
 
 
 def run(truth: Truth, method: SearchMethod, limit: int, seed: int) -> Row:

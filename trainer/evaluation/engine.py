@@ -20,7 +20,7 @@ from model.generation.generate import complete, ids_of_media
 from model.generation.sampling import SamplingConfig
 from model.inputs import Inputs
 from model.processor.tokenizer import Tokenizer
-from model.slicing.spec import SliceSpec
+from model.slicing.spec import Shape, SliceSpec
 from trainer.data.ahead import with_table_rows
 from trainer.data.batch import IGNORED
 from trainer.data.collate import Collator
@@ -31,7 +31,6 @@ from trainer.soft_tokens import SharedTowers
 
 NUM_BINS = 10  # of probabilities, for calibration
 KEPT_BYTES = 1 << 30
-Part = tuple[tuple[int, ...], tuple[int, ...]]  # of a model: kept layers and their widths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +119,8 @@ class Engine:
         softcap = self.gemma.config.text.final_logit_softcapping
         reference: Answers | None = None
         early: dict[int, Answers] = {}  # of those that end where the reference goes on
-        found: dict[Part, list[RowScore]] = {}
-        parts = list(wanted)
+        found: dict[Shape, list[RowScore]] = {}
+        shapes = list(wanted)
         for number, hidden in self.gemma.hidden_of_each(
             batch.inputs, list(wanted.values()), kept_bytes=self.kept_bytes
         ):
@@ -131,8 +130,8 @@ class Engine:
                 reference = early[number]
             if self.reference is None or reference is not None:
                 for waiting in list(early):
-                    found[parts[waiting]] = self.by_row(early.pop(waiting), reference, lengths)
-        return [found[part_of(spec)] for spec in specs]
+                    found[shapes[waiting]] = self.by_row(early.pop(waiting), reference, lengths)
+        return [found[spec.shape] for spec in specs]
 
     def by_row(self, answers: Answers, reference: Answers | None, lengths: Sequence[int]) -> list[RowScore]:
         """The figures of each row, of which ``lengths`` tokens are supervised."""
@@ -187,25 +186,20 @@ class Engine:
         encoded = self.gemma.soft_tokens(prompts.to(self.device))
         unsaid = [*ids_of_media(self.gemma.config), *self.unsaid]
         found = {
-            part: [
+            shape: [
                 self.tokenizer.decode(ids)
                 for ids in complete(
                     self.model, encoded, sampling=sampling, stop_ids=stop_ids, spec=spec, unsaid=unsaid
                 )
             ]
-            for part, spec in distinct(specs).items()
+            for shape, spec in distinct(specs).items()
         }  # fmt: skip
-        return [found[part_of(spec)] for spec in specs]
+        return [found[spec.shape] for spec in specs]
 
 
-def part_of(spec: SliceSpec) -> Part:
-    """What a sub-model is, whatever its name."""
-    return spec.kept_layers, spec.ffn_widths
-
-
-def distinct(specs: Sequence[SliceSpec]) -> dict[Part, SliceSpec]:
+def distinct(specs: Sequence[SliceSpec]) -> dict[Shape, SliceSpec]:
     """The sub-models that differ, in the order they first come in: those of other names are measured once."""
-    found: dict[Part, SliceSpec] = {}
+    found: dict[Shape, SliceSpec] = {}
     for spec in specs:
-        found.setdefault(part_of(spec), spec)
+        found.setdefault(spec.shape, spec)
     return found

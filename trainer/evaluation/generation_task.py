@@ -34,7 +34,7 @@ from trainer.evaluation.comparing import COMPARE, FIGURES, as_written, fault_of,
 from trainer.evaluation.engine import Engine
 from trainer.evaluation.metric import Metric, Values
 from trainer.evaluation.question import strings
-from trainer.evaluation.task import batches_of, distinct, fingerprint_of, modalities_of
+from trainer.evaluation.task import batches_of, fingerprint_of, modalities_of, told_apart
 from trainer.evaluation.task_config import MetricName, TaskConfig
 from trainer.evaluation.task_rows import RawRow, conversation_of, raw_rows
 
@@ -129,7 +129,7 @@ def generation_task(config: TaskConfig, processor: Processor, metrics: Sequence[
         metrics=tuple(FIGURES[metric] for metric in metrics),
         fingerprint=fingerprint_of(settings, ([prompt] for prompt in prompts)),
         modalities=modalities_of(prompts),
-        items=distinct([prompt.where for prompt in prompts]),
+        items=told_apart([prompt.where for prompt in prompts]),
         batches=batches_of([1] * len(items), config.batch_size),
         prompts=items,
         sampling=SamplingConfig(max_new_tokens=asked.max_new_tokens),

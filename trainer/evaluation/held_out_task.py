@@ -19,7 +19,7 @@ from trainer.data.supervise import Limits, Maker, TokenRow
 from trainer.evaluation.calibration import calibration_error
 from trainer.evaluation.engine import Engine, RowScore
 from trainer.evaluation.metric import Metric, Values, ratio
-from trainer.evaluation.task import batches_of, distinct, fingerprint_of, modalities_of
+from trainer.evaluation.task import batches_of, fingerprint_of, modalities_of, told_apart
 from trainer.evaluation.task_config import MetricName, TaskConfig
 from trainer.evaluation.task_rows import examples_of, longest_row
 
@@ -113,7 +113,7 @@ def held_out_task(config: TaskConfig, processor: Processor, metrics: Sequence[Me
         metrics=tuple(FIGURES[metric] for metric in metrics),
         fingerprint=fingerprint_of({"kind": config.kind.value}, ([row] for row in rows)),
         modalities=modalities_of(rows),
-        items=distinct([row.where for row in rows]),
+        items=told_apart([row.where for row in rows]),
         batches=batches_of([1] * len(rows), config.batch_size),
         rows=rows,
     )

@@ -28,7 +28,7 @@ from trainer.evaluation.calibration import bins_of_one, calibration_error
 from trainer.evaluation.engine import Engine
 from trainer.evaluation.metric import Metric, Values, ratio
 from trainer.evaluation.question import FIELDS, QUESTION, question_of
-from trainer.evaluation.task import batches_of, distinct, fingerprint_of, modalities_of
+from trainer.evaluation.task import batches_of, fingerprint_of, modalities_of, told_apart
 from trainer.evaluation.task_config import PLACE, MetricName, TaskConfig
 from trainer.evaluation.task_rows import RawRow, conversation_of, longest_row, raw_rows
 
@@ -159,7 +159,7 @@ def multiple_choice_task(config: TaskConfig, processor: Processor, metrics: Sequ
         metrics=tuple(FIGURES[metric] for metric in metrics),
         fingerprint=fingerprint_of(settings, (item.rows for item in questions)),
         modalities=modalities_of(rows),
-        items=distinct([item.where for item in questions]),
+        items=told_apart([item.where for item in questions]),
         batches=batches_of([len(item.rows) for item in questions], config.batch_size),
         questions=questions,
     )

@@ -72,7 +72,7 @@ def batches_of(weights: Sequence[int], most: int) -> tuple[range, ...]:
     return tuple(range(start, end) for start, end in zip(starts, [*starts[1:], len(weights)], strict=True))
 
 
-def distinct(items: Sequence[str]) -> tuple[str, ...]:
+def told_apart(items: Sequence[str]) -> tuple[str, ...]:
     """The items, or InputError where two have one place: results are told apart by it.
 
     The pieces of a row that was cut say so themselves.

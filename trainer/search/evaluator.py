@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from model.errors import ConfigError, InputError
-from model.slicing.spec import SliceSpec
+from model.slicing.spec import Shape, SliceSpec
 
 Measure = Callable[[Sequence[SliceSpec]], Sequence[float]]
-Key = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass
@@ -28,7 +27,7 @@ class Evaluator:
 
     measure: Measure
     limit: int | None = None
-    known: dict[Key, float] = field(default_factory=dict)
+    known: dict[Shape, float] = field(default_factory=dict)
     spent: int = field(default=0, init=False)
 
     @property
@@ -38,13 +37,13 @@ class Evaluator:
 
     def affordable(self, specs: Iterable[SliceSpec]) -> list[SliceSpec]:
         """The first ones that are known or may still be measured, in order."""
-        new: set[Key] = set()
+        new: set[Shape] = set()
         found = []
         for spec in specs:
-            if (key := key_of(spec)) not in self.known and key not in new:
+            if spec.shape not in self.known and spec.shape not in new:
                 if len(new) >= self.left:
                     continue
-                new.add(key)
+                new.add(spec.shape)
             found.append(spec)
         return found
 
@@ -55,7 +54,7 @@ class Evaluator:
             ConfigError: More are new than may be measured.
             InputError: A loss is not finite.
         """
-        new = {key: spec for spec in specs if (key := key_of(spec)) not in self.known}
+        new = {spec.shape: spec for spec in specs if spec.shape not in self.known}
         if len(new) > self.left:
             raise ConfigError(
                 f"search: {len(new)} more sub-models are to be measured, but only {self.left} of {self.limit} are left;"
@@ -63,17 +62,12 @@ class Evaluator:
             )
         if new:
             found = self.measure(list(new.values()))
-            for (key, spec), loss in zip(new.items(), found, strict=True):
+            for (shape, spec), loss in zip(new.items(), found, strict=True):
                 if not math.isfinite(loss):
                     raise InputError(
                         f"search: the loss of layers {list(spec.kept_layers)} at widths {list(spec.ffn_widths)} is"
                         f" {loss}; look at the checkpoint and the data, of which a loss must be finite"
                     )
-                self.known[key] = loss
+                self.known[shape] = loss
             self.spent += len(new)
-        return [self.known[key_of(spec)] for spec in specs]
-
-
-def key_of(spec: SliceSpec) -> Key:
-    """What a sub-model is, whatever its name."""
-    return spec.kept_layers, spec.ffn_widths
+        return [self.known[spec.shape] for spec in specs]

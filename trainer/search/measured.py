@@ -8,10 +8,9 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from model.slicing.spec import SliceSpec
+from model.slicing.spec import Shape, SliceSpec
 from trainer.evaluation.engine import Engine
 from trainer.evaluation.held_out_task import HeldOutTask
-from trainer.search.evaluator import Key, key_of
 
 
 class Measured:
@@ -32,7 +31,7 @@ class Measured:
         self.of = f"{identity} {task.fingerprint}"
         self.known = dict(self.read())
 
-    def read(self) -> list[tuple[Key, float]]:
+    def read(self) -> list[tuple[Shape, float]]:
         """What is in the file of this model on this split."""
         if not self.path.exists():
             return []
@@ -52,7 +51,7 @@ class Measured:
         Raises:
             InputError: A medium cannot be decoded.
         """
-        new = {key_of(spec): spec for spec in specs if key_of(spec) not in self.known}
+        new = {spec.shape: spec for spec in specs if spec.shape not in self.known}
         if new:
             found = dict(zip(new, self.measure(list(new.values())), strict=True))
             lines = [
@@ -66,7 +65,7 @@ class Measured:
                 os.fsync(file.fileno())
             self.known |= found
             self.told(len(self.known), min(self.known.values()))
-        return [self.known[key_of(spec)] for spec in specs]
+        return [self.known[spec.shape] for spec in specs]
 
     def measure(self, specs: Sequence[SliceSpec]) -> list[float]:
         """The loss of each, measured now."""

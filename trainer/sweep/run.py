@@ -175,9 +175,7 @@ def rows_of(task: Task, specs: Sequence[SliceSpec], items: Items, store: Store, 
 
 def official_of(spec: SliceSpec, officials: Sequence[Official]) -> Official | None:
     """Which of Google's sub-models this is: the one of its name, or else the first that is the same part."""
-    same = [
-        one for one in officials if (one.spec.kept_layers, one.spec.ffn_widths) == (spec.kept_layers, spec.ffn_widths)
-    ]
+    same = [one for one in officials if one.spec.shape == spec.shape]
     return next((one for one in same if one.spec.name == spec.name), same[0] if same else None)
 
 

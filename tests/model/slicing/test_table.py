@@ -99,7 +99,7 @@ def test_what_is_written_is_read_back_as_it_was(drawn: dict[str, SliceSpec]) -> 
     assert list(found) == list(drawn)
     for name, spec in drawn.items():
         read = resolved(found[name], TINY_TEXT)
-        assert (read.kept_layers, read.ffn_widths) == (spec.kept_layers, spec.ffn_widths)
+        assert read.shape == spec.shape
 
 
 def test_googles_slices_are_written_as_google_wrote_them_but_for_their_size(tmp_path: Path) -> None:

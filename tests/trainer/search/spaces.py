@@ -10,10 +10,10 @@ import numpy as np
 from hypothesis import strategies as st
 
 from model.config import TextConfig
-from model.slicing.spec import SliceSpec
+from model.slicing.spec import Shape, SliceSpec
 from tests.tiny import TINY_TEXT
 from trainer.search.cost import Costs, Resource
-from trainer.search.evaluator import Evaluator, Key, key_of
+from trainer.search.evaluator import Evaluator
 from trainer.search.problem import Problem
 from trainer.search.space import Point, Space, SpaceConfig
 
@@ -78,12 +78,12 @@ class Measured:
     """Measures by looking up, and counts how often each sub-model was asked for."""
 
     def __init__(self, space: Space, losses: Mapping[Point, float]) -> None:
-        self.losses: dict[Key, float] = {key_of(space.spec(point)): loss for point, loss in losses.items()}
-        self.asked: list[Key] = []
+        self.losses: dict[Shape, float] = {space.spec(point).shape: loss for point, loss in losses.items()}
+        self.asked: list[Shape] = []
 
     def __call__(self, specs: Sequence[SliceSpec]) -> list[float]:
-        self.asked += [key_of(spec) for spec in specs]
-        return [self.losses[key_of(spec)] for spec in specs]
+        self.asked += [spec.shape for spec in specs]
+        return [self.losses[spec.shape] for spec in specs]
 
 
 def problem_of(

@@ -157,8 +157,7 @@ class Facts:
 
     def is_parent(self, spec: SliceSpec) -> bool:
         """Whether a sub-model is the whole parent."""
-        full = SliceSpec.full(self.config)
-        return (spec.kept_layers, spec.ffn_widths) == (full.kept_layers, full.ffn_widths)
+        return spec.is_full(self.config)
 
     def metrics(self, task: str) -> list[str]:
         """Names of a task's figures, the main one first."""
