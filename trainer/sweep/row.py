@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,7 @@ class Row(Sizes):
         return row
 
 
+@lru_cache(maxsize=1024)  # a sub-model has a row for each task
 def sizes_of(
     config: ModelConfig, spec: SliceSpec, *, stored_as: StoredAs = StoredAs.bf16, context_tokens: int | None = None
 ) -> Sizes:

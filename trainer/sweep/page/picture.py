@@ -44,6 +44,7 @@ def draw_frontiers(facts: Facts, path: Path) -> None:
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
     figure.set_dpi(DPI)
     figure.draw_without_rendering()  # places are known from here on
+    figure.set_layout_engine("none")  # nor are they sought again
     for axes, task in zip(panels, facts.tasks, strict=False):
         name_points(facts, axes, task)
     figure.savefig(path, dpi=DPI)
