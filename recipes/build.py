@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from model.adapter.lora import PeftModel, load_adapter
+from model.adapter.lora import PeftModel, check_adapter, load_adapter
+from model.adapter.lora import merge as merge_adapter
 from model.checkpoint.load import load
 from model.checkpoint.reader import Checkpoint
 from model.config import ModelConfig, TextConfig
@@ -96,10 +97,32 @@ def build_adapted(
     device: torch.device,
     modalities: Sequence[Modality] | None = None,
     per_layer_table: TablePlacement = TablePlacement.device,
+    merge: bool = False,
 ) -> Gemma3n | PeftModel:
     """A model to ask, with its adapter if it has one; ``modalities`` are those to load, all by default."""
     gemma = load(checkpoint, dtype=dtype, device=device, modalities=modalities, per_layer_table=per_layer_table)
-    return gemma if adapter is None else load_adapter(gemma, adapter)
+    return with_adapter(gemma, adapter, merge=merge)
+
+
+def with_adapter(gemma: Gemma3n, adapter: Path | None, *, merge: bool) -> Gemma3n | PeftModel:
+    """The model with an adapter, if there is one: beside its weights, or folded into them (``merge``)."""
+    if adapter is None:
+        return gemma
+    adapted = load_adapter(gemma, adapter)
+    return merge_adapter(adapted) if merge else adapted
+
+
+def towers_of_adapter(
+    config: ModelConfig, adapter: Path | None, *, merge: bool, per_layer_table: TablePlacement = TablePlacement.device
+) -> frozenset[Modality]:
+    """The towers that an adapter changes, and text where it changes that; of none where there is no adapter.
+
+    Raises:
+        CheckpointError: The adapter cannot be used so; found before any weight is read.
+    """
+    if adapter is None:
+        return frozenset()
+    return check_adapter(config, adapter, table=per_layer_table, merged=merge)
 
 
 def fingerprint_of(checkpoint: Path, adapter: Path | None) -> str:

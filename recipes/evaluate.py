@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure sub-models of one checkpoint on held-out conversations: one model in memory, one spec after another."""
+"""Measure sub-models of one checkpoint on held-out conversations: one model in memory, what they have in common once.
+
+What is found of a sub-model is, to the last bit, what a sweep finds of it on the same batches.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from model.adapter.lora import base_of, check_adapter
+from model.adapter.lora import base_of
 from model.checkpoint.shapes import model_shapes
 from model.config import ModelConfig
 from model.errors import ConfigError
@@ -29,6 +32,7 @@ from recipes.build import (
     build_processor,
     build_rows,
     find_device,
+    towers_of_adapter,
     without_idle_towers,
 )  # fmt: skip
 from recipes.locate import find_checkpoint
@@ -39,7 +43,9 @@ from trainer.checkpoint import write_whole
 from trainer.config import Device, Precision
 from trainer.data.collate import Collator
 from trainer.data.config import LongRows
-from trainer.evaluation.held_out import Score, score_batches
+from trainer.evaluation.engine import Engine, RowScore
+from trainer.evaluation.held_out import Score
+from trainer.evaluation.held_out_rows import score_of, score_rows
 from trainer.soft_tokens import SharedTowers
 
 REMEDY = "a larger max_length_tokens measures such rows too; leaving some out would be another measurement"
@@ -57,6 +63,7 @@ class EvaluateRecipe:
     files: list[str]  # files of rows (jsonl, json, parquet, csv, tsv, arrow, txt), directories, hub names
     sizes: dict[str, SliceConfig]
     adapter_path: Path | None = None  # directory of a trained adapter
+    merge: bool = True  # fold the adapter into the weights first, as slices that are shipped have it; takes less time
     output: Path | None = None  # new file for the rows, as JSON Lines
     modalities: list[Modality] | None = None  # towers to load if needed, beside text; null = all
     max_examples: int | None = None  # measure the first ones only; null = all
@@ -109,30 +116,33 @@ def measure(recipe: EvaluateRecipe) -> list[tuple[SliceSpec, Score]]:
         token_cache=recipe.token_cache,
     )  # fmt: skip
     rows = found.rows[: recipe.max_examples]
-    adapted = () if recipe.adapter_path is None else check_adapter(
-        config, recipe.adapter_path, table=recipe.per_layer_table
+    adapted = towers_of_adapter(
+        config, recipe.adapter_path, merge=recipe.merge, per_layer_table=recipe.per_layer_table
     )  # fmt: skip
     loaded = without_idle_towers(config, (row.ids for row in rows), adapted=adapted).modalities
     if idle := [modality for modality in config.modalities if modality not in loaded]:
         print(f"loads {' and '.join(loaded)}; no row needs {' or '.join(idle)}", file=sys.stderr)
+    device = find_device(recipe.device)
     model = build_adapted(
-        checkpoint, recipe.adapter_path, dtype=recipe.precision.dtype, device=find_device(recipe.device),
-        modalities=loaded, per_layer_table=recipe.per_layer_table,
+        checkpoint, recipe.adapter_path, dtype=recipe.precision.dtype, device=device, modalities=loaded,
+        per_layer_table=recipe.per_layer_table, merge=recipe.merge,
     )  # fmt: skip
     gemma = base_of(model)
-    cache = build_cache(recipe.soft_token_cache, gemma, processor, find_device(recipe.device))
-    batches = score_batches(
-        model, rows, specs, collator=Collator(processor.tokenizer.pad_id, processor, cache),
-        batch_size=recipe.batch_size, towers=SharedTowers(gemma, cache), workers=recipe.workers,
+    cache = build_cache(recipe.soft_token_cache, gemma, processor, device)
+    engine = Engine(
+        model=model, tokenizer=processor.tokenizer, collator=Collator(processor.tokenizer.pad_id, processor, cache),
+        towers=SharedTowers(gemma, cache),
     )  # fmt: skip
+    batches = score_rows(engine, rows, specs, batch_size=recipe.batch_size, workers=recipe.workers)
     return list(zip(specs, add_up(batches, specs, len(rows)), strict=True))
 
 
-def add_up(batches: Iterable[Sequence[Score]], specs: Sequence[SliceSpec], num_rows: int) -> list[Score]:
+def add_up(batches: Iterable[Sequence[Sequence[RowScore]]], specs: Sequence[SliceSpec], num_rows: int) -> list[Score]:
     """The scores of all batches; a large model takes long for them, so how far it is is said ten times."""
     scores = [Score()] * len(specs)
     for batch in batches:
-        before, scores = scores[0].examples, [score + more for score, more in zip(scores, batch, strict=True)]
+        before = scores[0].examples
+        scores = [sum(map(score_of, rows), score) for score, rows in zip(scores, batch, strict=True)]
         done = scores[0].examples
         if 10 * done // num_rows > 10 * before // num_rows:
             losses = ", ".join(f"{spec.name} {score.loss:.4f}" for spec, score in zip(specs, scores, strict=True))

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from model.adapter.lora import base_of, check_adapter, load_adapter
+from model.adapter.lora import base_of
 from model.checkpoint.load import load
 from model.config import ModelConfig
 from model.errors import ConfigError, MatsliceError
@@ -25,7 +25,7 @@ from model.generation.generate import ids_of_media
 from model.processor.processor import Processor
 from model.slicing.spec import SliceConfig, SliceSpec
 from model.slicing.table import written_in
-from recipes.build import find_device, fingerprint_of
+from recipes.build import find_device, fingerprint_of, towers_of_adapter, with_adapter
 from recipes.locate import find_checkpoint
 from recipes.program import refuse
 from recipes.sweep_names import read_named
@@ -63,6 +63,7 @@ class HarnessArguments:
     skip_layers: list[int] = field(default_factory=list)  # or layers to leave out, by index in the parent
     ffn_widths: list[int] = field(default_factory=list)  # and widths, one per kept layer or one for all
     adapter_path: str | None = None  # directory of a trained adapter
+    merge: bool = True  # fold the adapter into the weights first, as slices that are shipped have it; takes less time
     dtype: str = "fp32"  # or bf16
     device: str = "auto"  # or cpu, or cuda
     batch_size: int = 8  # sequences
@@ -82,8 +83,10 @@ class HarnessArguments:
                 raise ConfigError(
                     f"model_args: {key} is {value!r}; it must be a list of whole numbers, as in {key}=[20,21]"
                 )
-        if self.add_bos_token not in (None, True, False):
-            raise ConfigError(f"model_args: add_bos_token is {self.add_bos_token!r}; it must be true or false")
+        for key in ("add_bos_token", "merge"):
+            value = getattr(self, key)
+            if not isinstance(value, bool) and (value is not None or key == "merge"):
+                raise ConfigError(f"model_args: {key} is {value!r}; it must be true or false")
         asked = [key for key in ("spec", "row") if getattr(self, key) is not None]
         if self.skip_layers or self.ffn_widths:
             asked.append("skip_layers or ffn_widths")
@@ -152,15 +155,16 @@ def open_model(given: Mapping[str, Any]) -> HarnessModel:
     config = ModelConfig.read(checkpoint)
     spec = SliceSpec.resolve(written_in(arguments.slice), config.text)
     adapter = None if arguments.adapter_path is None else Path(arguments.adapter_path).expanduser()
-    adapted = frozenset() if adapter is None else check_adapter(config, adapter)
+    adapted = towers_of_adapter(config, adapter, merge=arguments.merge)
     processor = Processor.read(checkpoint, config)
     length = HarnessConfig(max_length=arguments.max_length).length_in(config.text.max_position_embeddings)
     encoding = Encoding(tokenizer=processor.tokenizer, max_length=length, add_bos=arguments.add_bos_token)
     usual = Usual.read(checkpoint, processor.tokenizer, config.text)
     about = {
         "checkpoint": str(checkpoint), "model_fingerprint": fingerprint_of(checkpoint, adapter),
-        "adapter_path": arguments.adapter_path, "model_dtype": arguments.dtype, "spec": spec.name,
-        "kept_layers": list(spec.kept_layers), "ffn_widths": list(spec.ffn_widths),
+        "adapter_path": arguments.adapter_path, "merge": arguments.merge and adapter is not None,
+        "model_dtype": arguments.dtype, "spec": spec.name, "kept_layers": list(spec.kept_layers),
+        "ffn_widths": list(spec.ffn_widths),
     }  # fmt: skip
 
     # An adapter is one of the whole model; without any, only what the sub-model needs is read.
@@ -169,7 +173,7 @@ def open_model(given: Mapping[str, Any]) -> HarnessModel:
         checkpoint, dtype=Precision(arguments.dtype).dtype, device=device, spec=part,
         modalities=config.only(adapted).modalities,
     )  # fmt: skip
-    model = gemma if adapter is None else load_adapter(gemma, adapter)
+    model = with_adapter(gemma, adapter, merge=arguments.merge)
     engine = Engine(
         model=model, tokenizer=processor.tokenizer, collator=Collator(processor.tokenizer.pad_id),
         towers=SharedTowers(base_of(model)), unsaid=ids_of_media(config),

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from model.adapter.lora import PeftModel, base_of, check_adapter, merge
+from model.adapter.lora import base_of
 from model.config import ModelConfig
 from model.errors import ConfigError
 from model.generation.generate import ids_of_media
@@ -32,7 +32,14 @@ from model.slicing.official import official
 from model.slicing.plan import StoredAs
 from model.slicing.spec import SliceSpec
 from model.tower_config import Modality
-from recipes.build import build_adapted, build_cache, build_processor, find_device, fingerprint_of
+from recipes.build import (
+    build_adapted,
+    build_cache,
+    build_processor,
+    find_device,
+    fingerprint_of,
+    towers_of_adapter,
+)  # fmt: skip
 from recipes.locate import find_checkpoint
 from recipes.output import check_place
 from recipes.program import start
@@ -100,11 +107,13 @@ class Parent:
 
     Args:
         config: Without the towers that are not wanted.
+        adapted: The towers that the adapter changes, if there is one.
     """
 
     checkpoint: Path
     config: ModelConfig
     processor: Processor
+    adapted: frozenset[Modality] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -173,10 +182,11 @@ def find_parent(recipe: SweepRecipe) -> Parent:
     config = ModelConfig.read(checkpoint)
     if recipe.modalities is not None:
         config = config.only(recipe.modalities)
-    if recipe.adapter_path is not None:
-        check_adapter(config, recipe.adapter_path, table=recipe.per_layer_table)
+    adapted = towers_of_adapter(
+        config, recipe.adapter_path, merge=recipe.merge, per_layer_table=recipe.per_layer_table
+    )  # fmt: skip
     processor = build_processor(None, checkpoint, config, long_audio=recipe.long_audio, long_audio_key="long_audio")
-    return Parent(checkpoint, config, processor)
+    return Parent(checkpoint, config, processor, adapted)
 
 
 def prepare(recipe: SweepRecipe) -> Prepared:
@@ -231,18 +241,14 @@ def build_engine(recipe: SweepRecipe, parent: Parent, tasks: Sequence[Task], ref
     config, device = parent.config, find_device(recipe.device)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
-    needed = {Modality.text}.union(*(task.modalities for task in tasks))
-    if recipe.adapter_path is not None:
-        needed |= set(check_adapter(config, recipe.adapter_path, table=recipe.per_layer_table))
+    needed = {Modality.text}.union(parent.adapted, *(task.modalities for task in tasks))
     loaded = [modality for modality in config.modalities if modality in needed]
     if idle := [modality for modality in config.modalities if modality not in loaded]:
         print(f"loads {' and '.join(loaded)}; no task needs {' or '.join(idle)}", file=sys.stderr)
     model = build_adapted(
         parent.checkpoint, recipe.adapter_path, dtype=recipe.precision.dtype, device=device, modalities=loaded,
-        per_layer_table=recipe.per_layer_table,
+        per_layer_table=recipe.per_layer_table, merge=recipe.merge,
     )  # fmt: skip
-    if isinstance(model, PeftModel) and recipe.merge:
-        model = merge(model)
     gemma, processor = base_of(model), parent.processor
     cache = build_cache(recipe.soft_token_cache, gemma, processor, device)
     return Engine(

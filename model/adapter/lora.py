@@ -130,7 +130,11 @@ def load_adapter(model: Gemma3n, directory: Path | str, *, trainable: bool = Fal
 
 
 def check_adapter(
-    config: ModelConfig, directory: Path | str, *, table: TablePlacement = TablePlacement.device
+    config: ModelConfig,
+    directory: Path | str,
+    *,
+    table: TablePlacement = TablePlacement.device,
+    merged: bool = False,
 ) -> frozenset[Modality]:
     """Whose modules a saved adapter changes; it is held against the shape of a model of which no weight is read.
 
@@ -138,9 +142,11 @@ def check_adapter(
         config: That of the model.
         directory: Of the adapter.
         table: Where the model's table of per-layer embeddings is going to lie.
+        merged: Whether it is going to be merged.
 
     Raises:
-        CheckpointError: As ``load_adapter``; or the adapter changes the table, which is not on the device.
+        CheckpointError: As ``load_adapter``; or the adapter changes the table, which is not on the device; or it is to
+            be merged and cannot be.
     """
     _, tensors = put_in(Gemma3n.build(config, device="meta"), Path(directory), trainable=False)
     module = PREFIX + PER_LAYER_TABLE.removesuffix("weight")
@@ -149,6 +155,8 @@ def check_adapter(
             f"{directory}: changes the per-layer table, which takes no adapter where it lies (per_layer_table is"
             f" {table}); set per_layer_table=device"
         )
+    if merged:
+        refuse_head(tensors, str(directory))
     return frozenset(map(modality_of, adapted_modules(tensors)))
 
 
@@ -205,16 +213,21 @@ def merge(adapted: PeftModel) -> Gemma3n:
         CheckpointError: The adapter changes the token table, the sum is not finite, or there are several adapters.
     """
     check_sole(adapted)
-    if TOKEN_TABLE.removesuffix(".weight") in adapted_modules(adapter_tensors(adapted)):
-        raise CheckpointError(
-            "adapter: changes the token table's reading, but the table is also the head;"
-            " merging would change the head too, so such an adapter cannot be merged"
-        )
+    refuse_head(adapter_tensors(adapted), "adapter")
     merged = cast(Gemma3n, cast(Any, adapted).merge_and_unload())
     for name, parameter in merged.named_parameters():
         if not torch.isfinite(parameter).all():
             raise CheckpointError(f"adapter: '{name}' is not finite after merging; the adapter or its base is broken")
     return merged.requires_grad_(True)
+
+
+def refuse_head(tensors: Iterable[str], where: str) -> None:
+    """Raise CheckpointError where an adapter changes the table that is also the head."""
+    if TOKEN_TABLE.removesuffix(".weight") in adapted_modules(tensors):
+        raise CheckpointError(
+            f"{where}: changes the token table's reading, but the table is also the head; merging would change the"
+            " head too, so such an adapter cannot be merged; use it beside the weights (adapter_path=… merge=false)"
+        )
 
 
 def check_sole(adapted: PeftModel) -> None:

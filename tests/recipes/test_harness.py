@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from model.adapter.lora import AdapterConfig, attach, load_adapter, merge, save_adapter
 from model.errors import ConfigError, MatsliceError
 from recipes import harness
 from recipes.cli import main
@@ -41,6 +42,22 @@ def test_a_sub_model_can_be_named(worded: Path, tmp_path: Path) -> None:
     assert open_model({"checkpoint": str(worded)}).get_model_info()["spec"] == "full"
 
 
+def test_an_adapter_is_folded_in_unless_it_is_to_stay_beside_the_weights(worded: Path, tmp_path: Path) -> None:
+    adapted = attach(tiny_model(TEXT), AdapterConfig(rank=4, alpha=8))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.2)
+    save_adapter(adapted, tmp_path / "lora")
+    said = {"checkpoint": str(worded), "adapter_path": str(tmp_path / "lora"), "device": "cpu", "batch_size": 3, **SAID}
+    folded, beside = open_model(said), open_model({**said, "merge": False})
+    told = [one.get_model_info()["merge"] for one in (folded, beside, open_model({"checkpoint": str(worded)}))]
+    assert told == [True, False, False]
+    found = folded.loglikelihood(PAIRS)
+    assert found == harness_model(merge(load_adapter(tiny_model(TEXT), tmp_path / "lora")), SHORT).loglikelihood(PAIRS)
+    assert [score for score, _ in beside.loglikelihood(PAIRS)] == pytest.approx([score for score, _ in found], rel=1e-4)
+    assert found != harness_model(tiny_model(TEXT), SHORT).loglikelihood(PAIRS)
+
+
 def test_one_number_is_a_list_of_one() -> None:
     assert HarnessArguments.of({"checkpoint": "x", "ffn_widths": 24, "skip_layers": (3, 4)}).slice.ffn_widths == [24]
 
@@ -61,6 +78,7 @@ def test_one_number_is_a_list_of_one() -> None:
         ({"device": "tpu"}, "device is 'tpu'; it must be auto, cpu or cuda"),
         ({"max_length": 513}, "max_length is 513, but the model has 512 positions"),
         ({"add_bos_token": "yes"}, "add_bos_token is 'yes'; it must be true or false"),
+        ({"merge": "no"}, "merge is 'no'; it must be true or false"),
         ({"adapter_path": "gone"}, "gone"),
     ],
     ids=lambda value: "" if isinstance(value, str) else " ".join(value),

@@ -22,7 +22,7 @@ from model.inputs import Inputs
 from model.processor.tokenizer import Tokenizer
 from model.slicing.spec import Shape, SliceSpec
 from trainer.data.ahead import with_table_rows
-from trainer.data.batch import IGNORED
+from trainer.data.batch import IGNORED, Batch
 from trainer.data.collate import Collator
 from trainer.data.supervise import TokenRow
 from trainer.evaluation.consistency import divergences
@@ -105,14 +105,26 @@ class Engine:
         """Where it is."""
         return next(self.model.parameters()).device
 
-    @torch.no_grad()
     def score(self, rows: Sequence[TokenRow], specs: Sequence[SliceSpec]) -> list[list[RowScore]]:
         """What each sub-model makes of each row, which together are one batch: a list of rows' scores per spec.
 
         Raises:
             InputError: A medium cannot be decoded.
         """
-        batch = self.towers.encode(with_table_rows(self.collator(rows), self.gemma.per_layer_table).to(self.device))
+        return self.score_batch(self.batch_of(rows), specs)
+
+    def batch_of(self, rows: Sequence[TokenRow]) -> Batch:
+        """The rows as one batch; what this takes needs no model, so it can be done ahead.
+
+        Raises:
+            InputError: A medium cannot be decoded.
+        """
+        return with_table_rows(self.collator(rows), self.gemma.per_layer_table)
+
+    @torch.no_grad()
+    def score_batch(self, prepared: Batch, specs: Sequence[SliceSpec]) -> list[list[RowScore]]:
+        """As ``score``, of a batch of rows."""
+        batch = self.towers.encode(prepared.to(self.device))
         labelled = batch.labels != IGNORED
         lengths = labelled.sum(dim=1).tolist()
         wanted = distinct(specs if self.reference is None else (self.reference, *specs))
