@@ -19,7 +19,7 @@ from model.audio.tower import AudioTower
 from model.config import ModelConfig
 from model.errors import InputError
 from model.initialization import initialize_decoder, initialize_embedder, initialize_tower
-from model.inputs import Audio, Images, Inputs, Outputs, SoftTokens
+from model.inputs import Audio, Images, Inputs, Outputs, Read, SoftTokens
 from model.layers.embedding import HostTable, MediaEmbedder, RowSource
 from model.layers.kernel import AttentionKernel
 from model.layers.kv_cache import KVCache
@@ -185,8 +185,8 @@ class Gemma3n(nn.Module):
             spec = SliceSpec.full(self.config.text)
         else:
             spec.check(self.config.text)
-        if inputs.documents is not None and cache is not None:
-            raise InputError("inputs: rows of several documents cannot be decoded step by step; leave cache out")
+        if cache is not None:
+            check_undivided(inputs)
         inputs = self.ready(inputs)
         return self.model.language_model(self.model.embed(inputs), inputs, spec, cache)
 
@@ -203,12 +203,33 @@ class Gemma3n(nn.Module):
             kept_bytes: About how much may be kept between layers for sub-models whose turn is to come; beyond it,
                 layers are run again.
         """
+        for number, hidden, _ in self.each(inputs, specs, kept_bytes=kept_bytes, cached=False):
+            yield number, hidden
+            del hidden  # not to be in memory while the next sub-model is run
+
+    def read_each(self, inputs: Inputs, specs: Sequence[SliceSpec], *, kept_bytes: int) -> Iterator[tuple[int, Read]]:
+        """Prompts read by each of several sub-models, with its number, to the last bit as if it read them alone.
+
+        What is computed once, and the arguments, are those of ``hidden_of_each``. Of what is kept, keys and values
+        are a part, so let each sub-model go on to its end before the next one is asked for.
+        """
+        check_undivided(inputs)
+        for number, hidden, cache in self.each(inputs, specs, kept_bytes=kept_bytes, cached=True):
+            assert cache is not None
+            yield number, Read(hidden=hidden[:, -1], cache=cache)
+            del hidden, cache  # likewise
+
+    def each(
+        self, inputs: Inputs, specs: Sequence[SliceSpec], *, kept_bytes: int, cached: bool
+    ) -> Iterator[tuple[int, Float[Tensor, "batch seq dim"], KVCache | None]]:
+        """What ``hidden`` gives for each of several sub-models, with its number; with a cache or without."""
         for spec in specs:
             spec.check(self.config.text)
         with torch.no_grad():  # never around a yield, where it would reach the caller
             inputs = self.ready(inputs)
             embedded = self.model.embed(inputs)
-        yield from self.model.language_model.forward_each(embedded, inputs, specs, kept_bytes=kept_bytes)
+        decoder = self.model.language_model
+        yield from decoder.forward_each(embedded, inputs, specs, kept_bytes=kept_bytes, cached=cached)
 
     def ready(self, inputs: Inputs) -> Inputs:
         """The same inputs, looked at, with soft tokens for their media."""
@@ -253,6 +274,12 @@ class Gemma3n(nn.Module):
         for tower in (self.model.vision_tower, self.model.audio_tower):
             if tower is not None:
                 initialize_tower(tower, generator)
+
+
+def check_undivided(inputs: Inputs) -> None:
+    """Raise InputError for inputs that a cache cannot be made of."""
+    if inputs.documents is not None:
+        raise InputError("inputs: rows of several documents cannot be decoded step by step; leave cache out")
 
 
 def check_ids(ids: Int[Tensor, "batch seq"], vocab_size: int) -> None:

@@ -262,3 +262,11 @@ class Outputs:
 
     logits: Float[Tensor, "batch seq vocab"]
     cache: KVCache | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """All that is needed to go on with what a sub-model has read: its hidden state at the last token, and the cache."""
+
+    hidden: Float[Tensor, "batch dim"]
+    cache: KVCache

@@ -8,7 +8,8 @@ keys and values are in the cache from then on, and what is said is text.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.errors import InputError
 from model.generation.sampling import SamplingConfig, choose, without
-from model.inputs import Inputs
+from model.inputs import Inputs, Read
 from model.layers.kv_cache import KVCache
 from model.slicing.spec import SliceSpec
 
@@ -67,26 +68,57 @@ def generate(
         InputError: A prompt is padded on the right, the text would outgrow the model's positions, or media
             and placeholders do not belong together.
     """
-    config = model.config.text
-    check_prompts(inputs, sampling, config.max_position_embeddings)
-    never = torch.tensor([*ids_of_media(model.config), *unsaid], dtype=torch.long, device=inputs.ids.device)
+    check_prompts(inputs, sampling, model.config.text.max_position_embeddings)
+    nothing = KVCache.empty(inputs.ids.shape[0], inputs.ids.device)
+    with evaluating(model):
+        yield from go_on(
+            model, read(model, inputs, nothing, spec), sampling=sampling, stop_ids=stop_ids, spec=spec, unsaid=unsaid
+        )
+
+
+@torch.no_grad()
+def go_on(
+    model: Any,
+    so_far: Read,
+    *,
+    sampling: SamplingConfig,
+    stop_ids: Collection[int],
+    spec: SliceSpec | None = None,
+    unsaid: Iterable[int] = (),
+) -> Generator[Int[Tensor, " batch"], None, None]:
+    """Yield what ``generate`` does, where ``spec`` has read the prompts already; see ``Gemma3n.read_each``.
+
+    The model is to be in evaluation mode, and the prompts such as ``check_prompts`` lets pass.
+    """
+    config, device = model.config.text, so_far.hidden.device
+    never = torch.tensor([*ids_of_media(model.config), *unsaid], dtype=torch.long, device=device)
     random = torch.Generator().manual_seed(sampling.seed)
-    stops = torch.tensor(sorted(stop_ids), dtype=inputs.ids.dtype, device=inputs.ids.device)
-    stopped = torch.zeros(inputs.ids.shape[0], dtype=torch.bool, device=inputs.ids.device)
-    cache = KVCache.empty(inputs.ids.shape[0], inputs.ids.device)
+    stops = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device)
+    stopped = torch.zeros(len(so_far.hidden), dtype=torch.bool, device=device)
+    for left in reversed(range(sampling.max_new_tokens)):
+        scores = without(model.head(so_far.hidden), never)
+        token = choose(scores, sampling, random).masked_fill(stopped, config.pad_token_id)
+        yield token
+        stopped = stopped | torch.isin(token, stops)
+        if not left or bool(stopped.all()):
+            return
+        said = Inputs.of(token[:, None], ids_below=config.vocab_size_per_layer_input)  # see ``ids_of_media``
+        so_far = read(model, said, so_far.cache, spec)
+
+
+def read(model: Any, inputs: Inputs, before: KVCache, spec: SliceSpec | None) -> Read:
+    """What a sub-model has read when it has read ``inputs`` too; of a long prompt only the last token is scored."""
+    hidden, cache = model.hidden(inputs, spec, cache=before)
+    return Read(hidden=hidden[:, -1], cache=cache)
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """A model in evaluation mode; it is left as it was."""
     was_training = model.training
     model.eval()
     try:
-        for _ in range(sampling.max_new_tokens):
-            # Not model(inputs): of a long prompt only the last token's scores are looked at.
-            hidden, cache = model.hidden(inputs, spec, cache=cache)
-            scores = without(model.head(hidden[:, -1]), never)
-            token = choose(scores, sampling, random).masked_fill(stopped, config.pad_token_id)
-            yield token
-            stopped = stopped | torch.isin(token, stops)
-            if bool(stopped.all()):
-                return
-            inputs = Inputs.of(token[:, None], ids_below=config.vocab_size_per_layer_input)  # see ``ids_of_media``
+        yield
     finally:
         model.train(was_training)
 
@@ -114,8 +146,13 @@ def complete(
 
     Arguments and errors are those of ``generate``.
     """
-    steps = list(generate(model, inputs, sampling=sampling, stop_ids=stop_ids, spec=spec, unsaid=unsaid))
-    return [until_stop(row, stop_ids) for row in torch.stack(steps, dim=1).tolist()]
+    steps = generate(model, inputs, sampling=sampling, stop_ids=stop_ids, spec=spec, unsaid=unsaid)
+    return said_in(steps, stop_ids)
+
+
+def said_in(steps: Iterable[Int[Tensor, " batch"]], stop_ids: Collection[int]) -> list[list[int]]:
+    """Each row's ids of all steps, up to and without the one that stopped it."""
+    return [until_stop(row, stop_ids) for row in torch.stack(list(steps), dim=1).tolist()]
 
 
 def until_stop(ids: list[int], stop_ids: Collection[int]) -> list[int]:

@@ -134,7 +134,8 @@ class Decoder(nn.Module):
         specs: Sequence[SliceSpec],
         *,
         kept_bytes: int,
-    ) -> Iterator[tuple[int, Float[Tensor, "batch seq dim"]]]:
+        cached: bool,
+    ) -> Iterator[tuple[int, Float[Tensor, "batch seq dim"], KVCache | None]]:
         """Hidden states of each of several sub-models, with its number, as ``forward`` gives them to the last bit.
 
         Layers that sub-models begin with alike are run once for all; see ``model/text/tree.py``. For measuring.
@@ -143,11 +144,13 @@ class Decoder(nn.Module):
             embedded, inputs: As of ``forward``.
             specs: The sub-models, checked; the first comes first, unless another ends where it goes on.
             kept_bytes: About how much may be kept between layers for sub-models whose turn is to come.
+            cached: Whether to give each one's cache too, as ``forward`` does where it begins with an empty one.
         """
         layers = sorted({layer for spec in specs for layer in spec.kept_layers})
+        attention = AttentionKernel.dense if cached else self.attention
         with torch.no_grad():  # never around a yield, where it would reach the caller
             per_layer = dict(zip(layers, self.per_layer_inputs(inputs, embedded, layers).unbind(dim=2), strict=True))
-            contexts = contexts_of(self.config, inputs, inputs.mask, embedded.dtype, self.attention)
+            contexts = contexts_of(self.config, inputs, inputs.mask, embedded.dtype, attention)
             start = Point(expand(embedded, self.altup_projections), {})
 
         @torch.no_grad()
@@ -158,10 +161,12 @@ class Decoder(nn.Module):
             ]
             return Point(*self.run_layers(runs, point.streams, point.produced))
 
-        for number, point in walk(tree_of(specs, self.config), start, run, kept_bytes=kept_bytes):
+        tree = tree_of(specs, self.config, at_end=frozenset(layers if cached else ()))
+        for number, point in walk(tree, start, run, kept_bytes=kept_bytes):
             with torch.no_grad():
                 hidden = self.norm(collapse(point.streams, self.altup_unembed_projections))
-            yield number, hidden
+            yield number, hidden, KVCache(dict(point.produced), inputs.mask) if cached else None
+            del point, hidden  # not to be in memory while the next sub-model is run
 
     def per_layer_inputs(
         self, inputs: Inputs, embedded: Float[Tensor, "batch seq dim"], kept_layers: Sequence[int]

@@ -28,7 +28,7 @@ class Branch:
     steps: tuple[Step, ...]
     leaves: tuple[int, ...]  # the sub-models that end here, by their number
     branches: tuple[Branch, ...]
-    reads: frozenset[int]  # producers whose keys and values some layer behind this node reads
+    reads: frozenset[int]  # producers whose keys and values are wanted behind this node
 
     @property
     def num_steps(self) -> int:
@@ -44,7 +44,7 @@ class Point:
     produced: Mapping[int, KeyValues]  # by the layer that made them
 
     def needed(self, readers: frozenset[int]) -> Point:
-        """The same, without keys and values that nobody reads any more."""
+        """The same, without keys and values that nobody wants any more."""
         return Point(self.streams, {layer: made for layer, made in self.produced.items() if layer in readers})
 
     @property
@@ -73,13 +73,22 @@ class Waiting:
     at_hand: Point | None = None
 
 
-def tree_of(specs: Sequence[SliceSpec], config: TextConfig) -> Branch:
-    """The tree of these sub-models, branches in the order in which they are first needed."""
+def tree_of(specs: Sequence[SliceSpec], config: TextConfig, *, at_end: frozenset[int] = frozenset()) -> Branch:
+    """The tree of these sub-models, branches in the order in which they are first needed.
+
+    Args:
+        specs: The sub-models.
+        config: Of their parent.
+        at_end: Producers whose keys and values are wanted of every sub-model when all its layers are run, beside what
+            the layers themselves read.
+    """
     steps = [tuple(zip(spec.kept_layers, spec.ffn_widths, strict=True)) for spec in specs]
-    return branch_of(steps, range(len(specs)), 0, config)
+    return branch_of(steps, range(len(specs)), 0, config, at_end)
 
 
-def branch_of(steps: Sequence[Sequence[Step]], members: Sequence[int], begin: int, config: TextConfig) -> Branch:
+def branch_of(
+    steps: Sequence[Sequence[Step]], members: Sequence[int], begin: int, config: TextConfig, at_end: frozenset[int]
+) -> Branch:
     """The node of sub-models, given by number, that have the same steps up to ``begin``."""
     end = begin
     while len(nexts := {steps[i][end] if end < len(steps[i]) else None for i in members}) == 1 and nexts != {None}:
@@ -88,11 +97,11 @@ def branch_of(steps: Sequence[Sequence[Step]], members: Sequence[int], begin: in
     for i in members:
         if end < len(steps[i]):
             parted.setdefault(steps[i][end], []).append(i)
-    branches = tuple(branch_of(steps, others, end, config) for others in parted.values())
+    branches = tuple(branch_of(steps, others, end, config, at_end) for others in parted.values())
     behind = frozenset(config.kv_producer(layer) for branch in branches for layer, _ in branch.steps)
     return Branch(
         steps=tuple(steps[members[0]][begin:end]), leaves=tuple(i for i in members if len(steps[i]) == end),
-        branches=branches, reads=behind.union(*(branch.reads for branch in branches)),
+        branches=branches, reads=behind.union(at_end, *(branch.reads for branch in branches)),
     )  # fmt: skip
 
 

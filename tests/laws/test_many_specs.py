@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.inputs import Inputs
+from model.errors import InputError
+from model.generation.generate import generate, go_on, read
+from model.generation.sampling import SamplingConfig
+from model.inputs import Inputs, Read
+from model.layers.kv_cache import KVCache
 from model.slicing.spec import SliceSpec
 from model.text.decoder import Decoder, LayerRun
 from model.text.tree import Branch, tree_of
@@ -53,6 +58,46 @@ def test_many_sub_models_give_what_each_gives_alone(
     inputs = tiny_inputs(CONFIG, seed=seed, padding=padding)
     for one, other in zip(alone(inputs, wanted), together(inputs, wanted, kept_bytes=kept_bytes), strict=True):
         assert torch.equal(one, other)
+
+
+@given(
+    wanted=st.lists(specs(TINY_TEXT), min_size=1, max_size=3), seed=st.integers(0, 99),
+    kept_bytes=st.sampled_from([0, 3 * 21 * 8 * 32 * 4, 80_000, PLENTY]),
+)  # fmt: skip
+@settings(max_examples=12)
+def test_prompts_read_together_are_read_and_gone_on_with_as_by_each_alone(
+    wanted: list[SliceSpec], seed: int, kept_bytes: int
+) -> None:
+    wanted = [*wanted, *LATE, SHORT]
+    inputs = tiny_inputs(CONFIG, seed=seed, padding="left")
+    sampling = SamplingConfig(max_new_tokens=2, temperature=1.0, seed=seed)
+    found = 0
+    for number, together in MODEL.read_each(inputs, wanted, kept_bytes=kept_bytes):
+        with torch.no_grad():
+            by_itself = read(MODEL, inputs, KVCache.empty(len(inputs.ids), inputs.ids.device), wanted[number])
+        assert_same(together, by_itself)
+        asked = {"sampling": sampling, "stop_ids": (), "spec": wanted[number]}
+        steps = zip(go_on(MODEL, together, **asked), generate(MODEL, inputs, **asked), strict=True)
+        assert all(torch.equal(one, other) for one, other in steps)
+        found += 1
+    assert found == len(wanted)
+
+
+def assert_same(one: Read, other: Read) -> None:
+    """To the last bit, and nothing besides."""
+    assert torch.equal(one.hidden, other.hidden)
+    assert torch.equal(one.cache.mask, other.cache.mask)
+    assert one.cache.layers.keys() == other.cache.layers.keys()
+    for layer, made in one.cache.layers.items():
+        assert torch.equal(made.keys, other.cache.layers[layer].keys)
+        assert torch.equal(made.values, other.cache.layers[layer].values)
+
+
+def test_documents_of_one_row_are_not_gone_on_with() -> None:
+    inputs = tiny_inputs(CONFIG)
+    inputs = dataclasses.replace(inputs, documents=torch.zeros_like(inputs.ids))
+    with pytest.raises(InputError, match="cannot be decoded step by step"):
+        next(MODEL.read_each(inputs, [FULL], kept_bytes=0))
 
 
 def test_media_go_through_their_towers_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,6 +155,7 @@ def test_only_keys_and_values_that_are_read_later_wait() -> None:
     tree = tree_of([FULL, *LATE], TINY_TEXT)
     assert isinstance(tree, Branch)
     assert tree.reads == {TINY_TEXT.kv_producer(8)}
+    assert tree_of([FULL, *LATE], TINY_TEXT, at_end=frozenset(range(3))).reads == {0, 1, 2}
 
 
 def test_no_gradient_is_followed() -> None:

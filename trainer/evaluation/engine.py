@@ -7,16 +7,16 @@ alike. What is found under one is, to the last bit, what would be found if it we
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from model.adapter.lora import PeftModel, base_of
 from model.gemma3n import Gemma3n
-from model.generation.generate import complete, ids_of_media
+from model.generation.generate import check_prompts, go_on, said_in
 from model.generation.sampling import SamplingConfig
 from model.inputs import Inputs
 from model.processor.tokenizer import Tokenizer
@@ -180,7 +180,6 @@ class Engine:
             for row in range(rows)
         ]  # fmt: skip
 
-    @torch.no_grad()
     def generate(
         self, prompts: Inputs, specs: Sequence[SliceSpec], *, sampling: SamplingConfig, stop_ids: Collection[int]
     ) -> list[list[str]]:
@@ -195,18 +194,27 @@ class Engine:
         Raises:
             InputError: As of ``model.generation.generate.generate``.
         """
-        encoded = self.gemma.soft_tokens(prompts.to(self.device))
-        unsaid = [*ids_of_media(self.gemma.config), *self.unsaid]
-        found = {
-            shape: [
-                self.tokenizer.decode(ids)
-                for ids in complete(
-                    self.model, encoded, sampling=sampling, stop_ids=stop_ids, spec=spec, unsaid=unsaid
-                )
-            ]
-            for shape, spec in distinct(specs).items()
-        }  # fmt: skip
+        found: dict[Shape, list[str]] = {}
+        for shape, steps in self.continued(prompts, specs, sampling=sampling, stop_ids=stop_ids):
+            found[shape] = [self.tokenizer.decode(ids) for ids in said_in(steps, stop_ids)]
         return [found[spec.shape] for spec in specs]
+
+    def continued(
+        self, prompts: Inputs, specs: Sequence[SliceSpec], *, sampling: SamplingConfig, stop_ids: Collection[int]
+    ) -> Iterator[tuple[Shape, Iterator[Int[Tensor, " batch"]]]]:
+        """How each sub-model that differs goes on, token by token, as ``model.generation.generate.generate`` says it.
+
+        Layers that sub-models begin with alike read the prompts once for all. What one has read is forgotten when the
+        next is asked for, so the tokens of each are to be taken before that.
+        """
+        check_prompts(prompts, sampling, self.gemma.config.text.max_position_embeddings)
+        wanted = list(distinct(specs).values())
+        for number, read in self.gemma.read_each(prompts.to(self.device), wanted, kept_bytes=self.kept_bytes):
+            spec = wanted[number]
+            steps = go_on(self.model, read, sampling=sampling, stop_ids=stop_ids, spec=spec, unsaid=self.unsaid)
+            del read  # each step makes another
+            yield spec.shape, steps
+            steps.close()  # with what it has read, wherever its text came to an end
 
 
 def distinct(specs: Sequence[SliceSpec]) -> dict[Shape, SliceSpec]:

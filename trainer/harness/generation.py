@@ -5,20 +5,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from model.config import TextConfig
 from model.errors import CheckpointError, ConfigError
-from model.generation.generate import generate, pad_left, until_stop
+from model.generation.generate import pad_left, until_stop
 from model.generation.sampling import SamplingConfig
 from model.processor.tokenizer import Tokenizer
-from model.slicing.spec import SliceSpec
+from model.slicing.spec import Shape, SliceSpec
 from trainer.evaluation.engine import Engine
 
 USUAL_NEW_TOKENS = 256  # where a task does not say; as the harness has it
@@ -157,11 +158,15 @@ def seed_of(seed: int, prompts: Sequence[Sequence[int]]) -> int:
     return int.from_bytes(hashlib.sha256(json.dumps([seed, [list(ids) for ids in prompts]]).encode()).digest()[:7])
 
 
-@torch.no_grad()
 def answers(
-    engine: Engine, prompts: Sequence[Sequence[int]], spec: SliceSpec, *, asked: Asked, stop_ids: Collection[int]
-) -> list[str]:
-    """How a sub-model goes on with each of one batch of prompts, which are all asked alike.
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    specs: Sequence[SliceSpec],
+    *,
+    asked: Asked,
+    stop_ids: Collection[int],
+) -> list[list[str]]:
+    """How each sub-model goes on with each of one batch of prompts, which are all asked alike.
 
     Raises:
         InputError: As of ``model.generation.generate.generate``.
@@ -169,12 +174,17 @@ def answers(
     tokenizer = engine.tokenizer
     endings = Endings.of(asked.ends, stop_ids, tokenizer)
     sampling = replace(asked.sampling, seed=seed_of(asked.sampling.seed, prompts))
-    steps: Iterator[torch.Tensor] = generate(
-        engine.model, pad_left(prompts, tokenizer.pad_id, device=engine.device),
-        sampling=sampling, stop_ids=endings.ids, spec=spec, unsaid=engine.unsaid,
-    )  # fmt: skip
-    said: list[list[int]] = [[] for _ in prompts]
-    going = set(range(len(prompts)))
+    found: dict[Shape, list[str]] = {}
+    inputs = pad_left(prompts, tokenizer.pad_id)
+    for shape, steps in engine.continued(inputs, specs, sampling=sampling, stop_ids=endings.ids):
+        found[shape] = said_until(endings, steps, len(prompts))
+    return [found[spec.shape] for spec in specs]
+
+
+def said_until(endings: Endings, steps: Iterable[Int[Tensor, " batch"]], rows: int) -> list[str]:
+    """The texts of rows of tokens that come step by step; none is asked for when all rows are at their end."""
+    said: list[list[int]] = [[] for _ in range(rows)]
+    going = set(range(rows))
     for step in steps:
         tokens = step.tolist()
         for place in list(going):

@@ -138,9 +138,9 @@ class Asking:
                 answers_of[place] = answer_of(requests[place].kind, rows)
         for places, asked in self.alike(requests):
             prompts = [requests[place].prompt for place in places]
-            for spec, answers_of in zip(specs, found, strict=True):
-                said = answers(self.engine, prompts, spec, asked=asked, stop_ids=self.stop_ids)
-                for place, text in zip(places, said, strict=True):
+            said = answers(self.engine, prompts, specs, asked=asked, stop_ids=self.stop_ids)
+            for answers_of, texts in zip(found, said, strict=True):
+                for place, text in zip(places, texts, strict=True):
                     answers_of[place] = text
             self.tell(len(places))
         return found

@@ -4,14 +4,19 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 
+from model.adapter.lora import AdapterConfig, PeftModel, attach, base_of
+from model.errors import InputError
+from model.gemma3n import Gemma3n
 from model.generation.generate import complete, pad_left
 from model.generation.sampling import SamplingConfig
 from model.slicing.spec import SliceSpec
-from tests.tiny import TINY_TEXT, tiny_model, tiny_multimodal_config
+from model.text.decoder import Decoder
+from tests.tiny import TINY_TEXT, tiny_model, tiny_multimodal_config, tiny_multimodal_inputs
 from tests.trainer.parts import SLICES, mixed, rows, spelling, tiny_media_processor, tiny_tokenizer
 from trainer.data.collate import Collator
 from trainer.data.supervise import TokenRow
@@ -44,14 +49,8 @@ def test_sub_models_together_score_as_each_alone(kept_bytes: int) -> None:
 
 
 def test_rows_with_media_score_as_each_sub_model_alone() -> None:
-    processor, model = tiny_media_processor(), tiny_model(tiny_multimodal_config())
-    engine = Engine(
-        model=model, tokenizer=processor.tokenizer, collator=Collator(processor.tokenizer.pad_id, processor),
-        towers=SharedTowers(model),
-    )  # fmt: skip
-    full = SliceSpec.full(model.config.text)
-    wanted = [full, SliceSpec.resolve(SLICES["short"], model.config.text)]
-    media = rows(mixed(4), processor)
+    engine, wanted = media_engine(tiny_model(tiny_multimodal_config())), [FULL, SPECS[1]]
+    media = rows(mixed(4), tiny_media_processor())
     assert engine.score(media, wanted) == [engine.score(media, [spec])[0] for spec in wanted]
 
 
@@ -106,16 +105,62 @@ def test_divergence_and_calibration_are_those_of_the_scores() -> None:
     assert sum(len(row.bins) == NUM_BINS for row in found) == len(ROWS)
 
 
-def test_what_is_generated_is_what_each_sub_model_would_say() -> None:
-    engine, sampling = text_engine(), SamplingConfig(max_new_tokens=6)
-    prompts = pad_left([row.ids[:4].tolist() for row in ROWS], 0)
-    found = engine.generate(prompts, SPECS, sampling=sampling, stop_ids={1})
-    for spec, texts in zip(SPECS, found, strict=True):
-        expected = complete(tiny_model(), prompts, sampling=sampling, stop_ids={1}, spec=spec)
+def adapted() -> PeftModel:
+    """A model with towers whose adapter has its say."""
+    model = attach(tiny_model(tiny_multimodal_config()), AdapterConfig(rank=4, alpha=8)).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.2, generator=torch.Generator().manual_seed(1))
+    return model
+
+
+def media_engine(model: Gemma3n | PeftModel, **changes: Any) -> Engine:
+    processor = tiny_media_processor()
+    return Engine(
+        model=model, tokenizer=processor.tokenizer, collator=Collator(processor.tokenizer.pad_id, processor),
+        towers=SharedTowers(base_of(model)), **changes,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 1 << 30])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("kind", ["text", "media", "adapter"])
+def test_what_is_generated_is_what_each_sub_model_would_say(kind: str, temperature: float, kept_bytes: int) -> None:
+    model = {"text": tiny_model, "media": lambda: tiny_model(tiny_multimodal_config()), "adapter": adapted}[kind]()
+    engine = text_engine(kept_bytes=kept_bytes) if kind == "text" else media_engine(model, kept_bytes=kept_bytes)
+    sampling = SamplingConfig(max_new_tokens=6, temperature=temperature, seed=3)
+    prompts = pad_left([row.ids[: 4 + 7 * place].tolist() for place, row in enumerate(ROWS)], 0)  # past the window
+    if kind != "text":
+        prompts = tiny_multimodal_inputs(base_of(model).config, "text image text audio text", "audio text")
+    wanted = [*SPECS, ENDS_SOONER, SPECS[0]]
+    found = engine.generate(prompts, wanted, sampling=sampling, stop_ids={1})
+    for spec, texts in zip(wanted, found, strict=True):
+        expected = complete(model, prompts, sampling=sampling, stop_ids={1}, spec=spec)
         assert texts == [engine.tokenizer.decode(ids) for ids in expected]
-    some = complete(tiny_model(), prompts, sampling=sampling, stop_ids={1}, spec=SPECS[0])[0][0]
+
+
+def test_what_is_not_to_be_said_is_not() -> None:
+    engine, asked = text_engine(), {"sampling": SamplingConfig(max_new_tokens=6), "stop_ids": {1}}
+    prompts = pad_left([row.ids[:4].tolist() for row in ROWS], 0)
+    some = complete(tiny_model(), prompts, spec=SPECS[0], **asked)[0][0]
     unsaid = dataclasses.replace(engine, unsaid=[some])
-    assert unsaid.generate(prompts, SPECS[:1], sampling=sampling, stop_ids={1})[0][0] != found[0][0]
+    assert unsaid.generate(prompts, SPECS[:1], **asked)[0][0] != engine.generate(prompts, SPECS[:1], **asked)[0][0]
+
+
+def test_prompts_are_read_by_layers_that_sub_models_begin_with_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, counted, run = text_engine(), [], Decoder.run_layers
+    late = [SliceSpec(f"late_{width}", FULL.kept_layers, (*FULL.ffn_widths[:-1], width)) for width in (8, 16)]
+    monkeypatch.setattr(Decoder, "run_layers", lambda self, group, *rest: counted.append(len(group)) or run(
+        self, group, *rest))  # fmt: skip
+    prompts = pad_left([[5, 17, 40]], 0)
+    engine.generate(prompts, [FULL, *late], sampling=SamplingConfig(max_new_tokens=1), stop_ids=())
+    assert sum(counted) == 8 + 3
+
+
+def test_prompts_that_cannot_be_gone_on_with_are_refused_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Decoder, "forward_each", lambda *_args, **_options: pytest.fail("read"))
+    with pytest.raises(InputError, match="the model has 512 positions"):
+        text_engine().generate(pad_left([[5]], 0), SPECS, sampling=SamplingConfig(max_new_tokens=512), stop_ids=())
 
 
 def test_a_row_without_supervised_tokens_has_empty_sums() -> None:

@@ -82,12 +82,13 @@ def test_an_answer_is_the_whole_one_up_to_its_end_however_early_it_is_left() -> 
     engine = engine_of(MODEL)
     prompts = [tokenizer().encode_marked(text) for text in PROMPTS]
     long = asked_of({"max_gen_toks": 16}, USUAL, "here")
-    whole = answers(engine, prompts, FULL, asked=long, stop_ids={1, 6})
+    (whole,) = answers(engine, prompts, [FULL], asked=long, stop_ids={1, 6})
     for text in whole:
         end = text[len(text) // 2 :][:2]
         short = asked_of({"max_gen_toks": 16, "until": [end]}, USUAL, "here")
-        cut = answers(engine, prompts, FULL, asked=short, stop_ids={1, 6})
+        cut, other = answers(engine, prompts, [FULL, SHORT], asked=short, stop_ids={1, 6})
         assert cut == [one.partition(end)[0] for one in whole]
+        assert [other] == answers(engine, prompts, [SHORT], asked=short, stop_ids={1, 6})
 
 
 @pytest.mark.parametrize("spec", [FULL, SHORT], ids=lambda spec: spec.name)
