@@ -10,7 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Int64
 
 from model.checkpoint.shapes import model_shapes
 from model.config import ModelConfig
@@ -83,6 +87,21 @@ class Costs:
     def at(self, point: Point) -> int:
         """What a point costs."""
         return self.constant + sum(costs[choice] for costs, choice in zip(self.table, point, strict=True))
+
+    @cached_property
+    def padded(self) -> Int64[np.ndarray, "groups choices"]:
+        """The table, with zeros where a group has fewer choices than another."""
+        most = max(map(len, self.table))
+        return np.array([[*costs, *[0] * (most - len(costs))] for costs in self.table], np.int64)
+
+    def after(self, cost: int, point: Point, number: int, moved: Point) -> int:
+        """What a point costs that differs in one group from one whose cost is known."""
+        of_group = self.table[number]
+        return cost + of_group[moved[number]] - of_group[point[number]]
+
+    def of_each(self, points: Int64[np.ndarray, "points groups"]) -> Int64[np.ndarray, " points"]:
+        """What many points cost: ``at`` of each, without a loop over them."""
+        return self.constant + self.padded[np.arange(points.shape[1]), points].sum(axis=1)
 
     @property
     def floor(self) -> Point:

@@ -8,6 +8,7 @@ those within its budget, and a child is brought under it.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 from trainer.search.problem import Problem
 from trainer.search.space import Point
@@ -56,17 +57,20 @@ def born(problem: Problem, alive: list[Point], budget: int, chance: random.Rando
 
 def filled(problem: Problem, point: Point, budget: int, chance: random.Random) -> Point:
     """A point brought under a budget by steps down, then close to it by steps up, all drawn by chance."""
-    costs = problem.costs
-    while costs.at(point) > budget:
-        cheaper = [moved for _, moved in problem.space.moves(point) if costs.at(moved) < costs.at(point)]
+    costs, cost = problem.costs, problem.costs.at(point)
+
+    def steps() -> Iterator[tuple[Point, int, bool]]:
+        """Points one step away, their costs, and whether they are the wider ones."""
+        for number, moved in problem.space.moves(point):
+            yield moved, costs.after(cost, point, number, moved), moved[number] > point[number]
+
+    while cost > budget:
+        cheaper = [(moved, price) for moved, price, _ in steps() if price < cost]
         if not cheaper:
             return costs.floor
-        point = chance.choice(cheaper)
+        point, cost = chance.choice(cheaper)
     while True:
-        wider = [
-            moved for number, moved in problem.space.moves(point)
-            if moved[number] > point[number] and costs.at(moved) <= budget
-        ]  # fmt: skip
+        wider = [(moved, price) for moved, price, is_wider in steps() if is_wider and price <= budget]
         if not wider:
             return point
-        point = chance.choice(wider)
+        point, cost = chance.choice(wider)

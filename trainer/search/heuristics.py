@@ -33,14 +33,16 @@ def official(problem: Problem) -> None:
     by_rule(problem, in_official_order)
 
 
-def by_rule(problem: Problem, rule: Callable[[Costs, Point, int], Point]) -> None:
+Rule = Callable[[Costs, Point], Callable[[int], Point]]  # of a narrowest point; says what is right for a budget
+
+
+def by_rule(problem: Problem, rule: Rule) -> None:
     """Measure what a rule says for each budget, from the deepest point on that fits at its narrowest."""
-    depths = depths_of(problem.costs)
-    proposals = []
-    for budget in problem.budgets:
-        fitting = (point for point in depths if problem.costs.at(point) <= budget)
-        proposals.append(rule(problem.costs, next(fitting, problem.costs.floor), budget))
-    problem.measure(proposals)
+    costs = problem.costs
+    depths = [(costs.at(point), point) for point in depths_of(costs)]
+    deepest = [next((point for price, point in depths if price <= budget), costs.floor) for budget in problem.budgets]
+    rules = {point: rule(costs, point) for point in deepest}
+    problem.measure(rules[point](budget) for point, budget in zip(deepest, problem.budgets, strict=True))
 
 
 def depths_of(costs: Costs) -> list[Point]:
@@ -56,10 +58,17 @@ def depths_of(costs: Costs) -> list[Point]:
     return found
 
 
-def even(costs: Costs, narrowest: Point, budget: int) -> Point:
-    """The largest point within the budget of a depth, among those of two neighbouring widths that never narrow."""
-    fitting = [point for point in rising(costs.space, narrowest) if costs.at(point) <= budget]
-    return max(fitting, key=costs.at, default=narrowest)
+def even(costs: Costs, narrowest: Point) -> Callable[[int], Point]:
+    """The largest point within a budget of a depth, among those of two neighbouring widths that never narrow."""
+    points = [(costs.at(point), point) for point in rising(costs.space, narrowest)]
+
+    def within(budget: int) -> Point:
+        _, point = max(
+            (one for one in points if one[0] <= budget), key=lambda one: one[0], default=(0, narrowest)
+        )  # fmt: skip
+        return point
+
+    return within
 
 
 def rising(space: Space, narrowest: Point) -> Iterator[Point]:
@@ -74,8 +83,13 @@ def rising(space: Space, narrowest: Point) -> Iterator[Point]:
             )
 
 
-def in_official_order(costs: Costs, narrowest: Point, budget: int) -> Point:
-    """A point of a depth, its groups widened in the official order as far as the budget goes."""
+def in_official_order(costs: Costs, narrowest: Point) -> Callable[[int], Point]:
+    """A point of a depth, its groups widened in the official order as far as a budget goes."""
+    return lambda budget: widened(costs, narrowest, budget)
+
+
+def widened(costs: Costs, narrowest: Point, budget: int) -> Point:
+    """``in_official_order`` for one budget."""
     space, point = costs.space, narrowest
     for numbers in official_order(space):
         stopped = False

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import heapq
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ class Problem:
     evaluator: Evaluator
     seed: int = 0
     seen: dict[Point, float] = field(default_factory=dict, init=False)  # losses of all that was asked for, in order
+    prices: dict[Point, int] = field(default_factory=dict, init=False)  # what they cost
     # what a surrogate said of points before they were measured, and what was measured then
     foretold: list[tuple[float, float]] = field(default_factory=list, init=False)
 
@@ -64,12 +66,13 @@ class Problem:
         specs = self.evaluator.affordable(by_name)
         found = [by_name[spec] for spec in specs]
         self.seen.update(zip(found, self.evaluator.losses(specs), strict=True))
+        self.prices.update((point, self.costs.at(point)) for point in found)
         return found
 
     def best(self, budget: int, count: int = 1) -> list[Point]:
         """The points within a budget of the lowest measured losses, the lowest first; of equals the cheaper ones."""
-        within = [point for point in self.seen if self.costs.at(point) <= budget]
-        return sorted(within, key=lambda point: (self.seen[point], self.costs.at(point), point))[:count]
+        within = (point for point, price in self.prices.items() if price <= budget)
+        return heapq.nsmallest(count, within, key=lambda point: (self.seen[point], self.prices[point], point))
 
 
 def coefficient_of_determination(told: Sequence[float], measured: Sequence[float]) -> float | None:

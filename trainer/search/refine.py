@@ -9,10 +9,12 @@ measured; a round measures the most promising ones and fits anew.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
+from jaxtyping import Int64
 
+from trainer.search.climb import Neighbours, climbed
 from trainer.search.knapsack import solve
 from trainer.search.problem import Problem
 from trainer.search.sensitivity import Table, one_at_a_time
@@ -21,7 +23,6 @@ from trainer.search.surrogate import Surrogate
 
 ROUNDS = 4  # at least: as much is measured at a time as leaves so many rounds
 MAX_LISTED = 50_000  # points of a space of which each is predicted; larger spaces are searched from good points on
-MAX_CLIMB = 200  # steps of such a search
 SHARE_AT_THE_ENDS = 0.6  # of all evaluations, at most
 
 
@@ -35,9 +36,12 @@ def surrogate(problem: Problem) -> None:
         return
     room = problem.left if np.isfinite(problem.left) else 2 * len(problem.seen)
     at_once, last = max(1, int(room) // ROUNDS), problem.evaluator.spent + room
+    every = np.array(list(problem.space)) if problem.space.size <= MAX_LISTED else None
+    neighbours = Neighbours(problem.costs)
     while problem.evaluator.spent < last:
         model = fitted(problem)
-        promised = promising(problem, model)[: min(at_once, int(last - problem.evaluator.spent))]
+        candidates = reached(problem, model, neighbours) if every is None else every
+        promised = promising(problem, model, candidates)[: min(at_once, int(last - problem.evaluator.spent))]
         if not promised:
             return
         told = model.predict(promised).tolist()
@@ -108,13 +112,13 @@ def believed(problem: Problem) -> Table:
     return tuple(table)
 
 
-def promising(problem: Problem, model: Surrogate) -> list[Point]:
-    """The best unmeasured point of each budget, by the surrogate; first where most is to be gained."""
-    costs, found = problem.costs, {}
-    candidates = listed(problem, model)
-    predicted = model.predict(candidates)
-    prices = np.array([costs.at(point) for point in candidates])
-    new = np.array([point not in problem.seen for point in candidates])
+def promising(
+    problem: Problem, model: Surrogate, candidates: Int64[np.ndarray, "candidates groups"]
+) -> list[Point]:  # fmt: skip
+    """The best unmeasured candidate of each budget, by the surrogate; first where most is to be gained."""
+    found: dict[Point, float] = {}
+    predicted, prices = model.predict(candidates), problem.costs.of_each(candidates)
+    new = np.array([point not in problem.seen for point in map(tuple, candidates.tolist())])
     for budget in problem.budgets:
         within = np.flatnonzero((prices <= budget) & new)
         if not len(within):
@@ -124,23 +128,25 @@ def promising(problem: Problem, model: Surrogate) -> list[Point]:
         # What was measured is judged by the surrogate, too: it has less noise than the measurement.
         before = float(model.predict(best)[0]) if best else np.inf
         gain = before - float(predicted[place])
-        point = candidates[place]
+        point = tuple(candidates[place].tolist())
         found[point] = max(found.get(point, -np.inf), gain)
     return sorted(found, key=lambda point: (-found[point], point))
 
 
-def listed(problem: Problem, model: Surrogate) -> list[Point]:
-    """Points to choose from: all of them in a small space, or those that good ones lead to."""
-    if problem.space.size <= MAX_LISTED:
-        return list(problem.space)
+def reached(
+    problem: Problem, model: Surrogate, neighbours: Neighbours
+) -> Int64[np.ndarray, "candidates groups"]:  # fmt: skip
+    """Points that good ones lead to: those that add up best, and the best that were measured, of each budget."""
     begins = solve(linear(problem, model, problem.space.top), problem.costs, problem.budgets)
     visited: dict[Point, None] = {}
     for budget, begin in zip(problem.budgets, begins, strict=True):
         linearised = solve(linear(problem, model, begin), problem.costs, [budget]) if begin else []
+        known: set[Point] = set()
         for point in dict.fromkeys([begin, *linearised, *problem.best(budget, 2)]):
             if point is not None:
-                visited |= dict.fromkeys(climbed(problem, model, point, budget))
-    return list(visited)
+                beside = len(problem.budgets)
+                visited |= dict.fromkeys(climbed(neighbours, model, point, budget, beside=beside, known=known))
+    return np.array(list(visited))
 
 
 def linear(problem: Problem, model: Surrogate, point: Point) -> Table:
@@ -151,34 +157,3 @@ def linear(problem: Problem, model: Surrogate, point: Point) -> Table:
     ]
     predicted = iter(model.predict(list(itertools.chain(*here))).tolist())
     return tuple(tuple(next(predicted) for _ in points) for points in here)
-
-
-def climbed(problem: Problem, model: Surrogate, point: Point, budget: int) -> Iterator[Point]:
-    """The best way down from a point, one or two groups changed at a time, and what lies beside its end."""
-    loss = float(model.predict([point])[0])
-    for _ in range(MAX_CLIMB):
-        yield point
-        around = list(dict.fromkeys(within(problem, swapped(problem, point), budget)))
-        if not around:
-            return
-        predicted = model.predict(around)
-        best = int(np.argmin(predicted))
-        if predicted[best] >= loss - 1e-12:
-            order: Sequence[int] = np.argsort(predicted, kind="stable")[: len(problem.budgets)].tolist()
-            yield from (around[place] for place in order)
-            return
-        point, loss = around[best], float(predicted[best])
-
-
-def swapped(problem: Problem, point: Point) -> Iterator[Point]:
-    """Legal points one step away, or one step of one group and one of another."""
-    for number, moved in problem.space.moves(point):
-        yield moved
-        for other, twice in problem.space.moves(moved):
-            if other > number:
-                yield twice
-
-
-def within(problem: Problem, points: Iterable[Point], budget: int) -> Iterator[Point]:
-    """Those that a budget has room for."""
-    return (point for point in points if problem.costs.at(point) <= budget)

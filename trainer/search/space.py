@@ -16,6 +16,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+from jaxtyping import Bool, Int64
+
 from model.config import TextConfig
 from model.errors import ConfigError
 from model.slicing.advice import told
@@ -162,6 +165,20 @@ class Space:
         if len(point) != len(self.groups):
             return False
         return any(all(one in allowed for one, allowed in zip(point, box, strict=True)) for box in self.boxes)
+
+    @cached_property
+    def allowed_in_boxes(self) -> Bool[np.ndarray, "boxes groups choices"]:
+        """Of each box, whether a choice of a group is in it."""
+        found = np.zeros((len(self.boxes), len(self.groups), max(self.top) + 1), bool)
+        for number, box in enumerate(self.boxes):
+            for group, choices in enumerate(box):
+                found[number, group, list(choices)] = True
+        return found
+
+    def are_legal(self, points: Int64[np.ndarray, "points groups"]) -> Bool[np.ndarray, " points"]:
+        """``is_legal`` of each point, whose choices are numbers that some group has."""
+        groups = np.arange(len(self.groups))
+        return np.any([allowed[groups, points].all(axis=1) for allowed in self.allowed_in_boxes], axis=0)
 
     def draw(self, chance: random.Random) -> Point:
         """A legal point; each is as likely as any other."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -22,7 +23,6 @@ PAIRS = (0.0, 0.03, 0.1, 0.3, 1.0)  # how much two choices may do together, besi
 BENDS = (0.0, 0.1, 1.0, 10.0)
 NOISES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # of the spread of what is measured
 ALONE = 1.0
-AT_ONCE = 4096  # points to predict: all of a space at once would take much memory
 LEAST_SCALE = 0.05  # of the mean sensitivity: a choice that seemed not to matter may do so elsewhere
 
 Table = Sequence[Sequence[float]]  # of each group, what each choice is believed to add
@@ -118,12 +118,50 @@ class Surrogate:
 
     def predict(self, points: Sequence[Point] | Int64[np.ndarray, "points groups"]) -> Float64[np.ndarray, " points"]:
         """The losses of points."""
-        asked = np.asarray(points, dtype=np.int64)
-        found = prior(self.positions, asked) + self.offset
-        for first in range(0, len(asked), AT_ONCE):
-            parts = kernel_parts(self.positions, asked[first : first + AT_ONCE], self.points)
-            found[first : first + AT_ONCE] += self.scale * (combined(parts, self.strengths) @ self.weights)
-        return found
+        return self.summed.at(np.asarray(points, dtype=np.int64))
+
+    @cached_property
+    def summed(self) -> Summed:
+        """What is predicted, without the points that it was fitted to."""
+        place, groups = self.positions.place, np.arange(self.points.shape[1])
+        there, weights = place[groups, self.points], self.scale * self.weights
+        alone = self.positions.mean + ALONE * place * (weights @ there)[:, None]
+        for group in groups:
+            alone[group] += ALONE * self.positions.alone[group][:, self.points[:, group]] @ weights
+        between = self.strengths.pairs * (there.T * weights) @ there
+        np.fill_diagonal(between, 0)
+        bend = self.strengths.bend * float(weights @ np.square(there.sum(axis=1)))
+        return Summed(self.offset + ALONE * float(weights.sum()), place, alone, between, bend)
+
+
+@dataclass(frozen=True)
+class Summed:
+    """The predictions of a surrogate, its kernel multiplied out and summed over the points that it was fitted to.
+
+    What is left is what each choice adds, what each two add, and the bend: asking takes as long after many
+    measurements as after few.
+
+    Args:
+        constant: What every point has.
+        place: As in ``Positions``.
+        alone: By group and choice.
+        between: What the places of two groups are worth together.
+        bend: What the square of the sum of all places is worth.
+    """
+
+    constant: float
+    place: Float64[np.ndarray, "groups choices"]
+    alone: Float64[np.ndarray, "groups choices"]
+    between: Float64[np.ndarray, "groups groups"]
+    bend: float
+
+    def at(self, points: Int64[np.ndarray, "points groups"]) -> Float64[np.ndarray, " points"]:
+        """The predictions for points."""
+        groups = np.arange(points.shape[1])
+        place = self.place[groups, points]
+        together = ((place @ self.between) * place).sum(axis=1) / 2  # each two stand twice in it
+        bent = self.bend * np.square(place.sum(axis=1))
+        return self.constant + self.alone[groups, points].sum(axis=1) + together + bent
 
 
 def prior(positions: Positions, points: Int64[np.ndarray, "points groups"]) -> Float64[np.ndarray, " points"]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -66,6 +67,7 @@ def test_floor_and_ceiling_are_the_extremes(data: st.DataObject, space: Space) -
     costs = priced(space, data.draw(tables(space)))
     every = [costs.at(point) for point in space]
     assert costs.at(costs.floor) == min(every)
+    assert costs.of_each(np.array(list(space))).tolist() == every
     assert costs.ceiling == max(every)
 
 

@@ -8,6 +8,7 @@ import itertools
 import random
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,6 +39,10 @@ def test_points_are_exactly_those_that_the_parent_allows(space: Space) -> None:
     assert set(listed) == legal_by_trying(space)
     assert len(listed) == len(set(listed)) == space.size
     assert space.top in set(listed)
+    every = list(itertools.product(range(max(space.top) + 1), repeat=len(space.groups)))[
+        :: 1 + 3 ** len(space.top) // 50
+    ]
+    assert space.are_legal(np.array(every)).tolist() == [space.is_legal(point) for point in every]
 
 
 @settings(max_examples=30, deadline=None)

@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
-from unittest.mock import patch
 
 import numpy as np
 import pytest
 
 from tests.trainer.search.spaces import BLOCK, space_of, synthetic
-from trainer.search import surrogate
 from trainer.search.problem import coefficient_of_determination
-from trainer.search.surrogate import Surrogate, combined, kernel_parts, prior
+from trainer.search.surrogate import Strengths, Surrogate, combined, kernel_parts, prior
 
 SPACE = space_of(BLOCK)
 POINTS = list(SPACE)
@@ -74,11 +73,14 @@ def test_the_kernels_sum_over_pairs_is_the_sum_over_pairs() -> None:
             assert bend[i, j] == pytest.approx((sizes[0] * sizes[1]) ** 2)
 
 
-def test_points_are_predicted_alike_however_many_at_once() -> None:
-    model, _ = fit(30, together=0.3)
-    whole = model.predict(POINTS)
-    with patch.object(surrogate, "AT_ONCE", 7):
-        np.testing.assert_allclose(model.predict(POINTS), whole, rtol=1e-12)
+def test_what_is_predicted_is_the_kernel_summed_over_what_was_measured() -> None:
+    model, _ = fit(60, together=0.3)
+    for strengths in (model.strengths, Strengths(0.3, 1.0, 1e-4)):
+        other = dataclasses.replace(model, strengths=strengths)
+        points = np.array(POINTS)
+        kernel = combined(kernel_parts(model.positions, points, model.points), strengths)
+        expected = prior(model.positions, points) + model.offset + model.scale * (kernel @ model.weights)
+        np.testing.assert_allclose(other.predict(POINTS), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize(
