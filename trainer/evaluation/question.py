@@ -4,7 +4,8 @@
     {"question": "What is the capital of France?", "choices": ["Berlin", "Paris"], "answer": 1}
     {"question": "…", "choices": {"text": ["Berlin", "Paris"], "label": ["A", "B"]}, "answer": "B", "images": ["a.png"]}
 
-The answer is a place (the first is 0), a choice's text, or its letter or label. Media stand where the prompt says
+The answer is a place (the first is 0), a choice's label, or its letter where there are no labels, or its text. Choices
+are told apart by their places, so some may read the same, as in a few rows of MMLU. Media stand where the prompt says
 ``<image_soft_token>`` and ``<audio_soft_token>``, or before it.
 """
 
@@ -85,9 +86,9 @@ def choices_of(row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]
     texts = strings(given, where)
     if len(texts) < 2:
         raise InputError(f"{where}: found {len(texts)} of them; expected at least two")
-    for index, text in enumerate(texts):
-        if text in texts[:index]:
-            raise InputError(f"{where}[{index}]: found {text!r} again; expected choices that differ")
+    for index, label in enumerate(labels):
+        if label in labels[:index]:
+            raise InputError(f"{CHOICES}.{LABEL}[{index}]: found {label!r} again; expected labels that differ")
     if labels and len(labels) != len(texts):
         raise InputError(f"{CHOICES}.{LABEL}: found {len(labels)} of them; expected one for each of {len(texts)} texts")
     return texts, labels
@@ -106,7 +107,11 @@ def strings(value: Any, where: str) -> tuple[str, ...]:
 
 
 def answer_of(row: Mapping[str, Any], texts: Sequence[str], labels: Sequence[str]) -> int:
-    """The place of the right choice."""
+    """The place of the right choice.
+
+    What is a label is meant as one, whatever the texts are. A text that two choices have means the first of them, as in
+    lm-evaluation-harness: both are as likely, and of choices as likely the first is taken to be the model's.
+    """
     names = labels or tuple(ascii_uppercase[: len(texts)])
     expected = f"a place from 0 to {len(texts) - 1}, {', '.join(names)}, or the text of a choice"
     answer = row.get(ANSWER)
@@ -118,10 +123,14 @@ def answer_of(row: Mapping[str, Any], texts: Sequence[str], labels: Sequence[str
         return answer
     if not isinstance(answer, str):
         raise InputError(f"{ANSWER}: found {kind(answer)}; expected {expected}")
-    meant = {among.index(answer.strip()) for among in (names, texts) if answer.strip() in among}
-    if len(meant) > 1:
+    answer = answer.strip()
+    if answer in labels:
+        return labels.index(answer)
+    meant = {among.index(answer) for among in (names, texts) if answer in among}
+    if len(meant) > 1:  # only of letters that nobody gave
         raise InputError(
-            f"{ANSWER}: found {answer!r}, the text of one choice and the letter of another; expected a place"
+            f"{ANSWER}: found {answer!r}, the text of one choice and the letter of another; expected a place, or"
+            f" {CHOICES} with '{LABEL}' beside '{TEXT}'"
         )
     if not meant:
         raise InputError(f"{ANSWER}: found {answer!r}; expected {expected}")
