@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -21,6 +24,7 @@ from model.gemma3n import Gemma3n
 from model.layers.embedding import TablePlacement
 from model.processor.audio import LongAudio
 from model.processor.processor import Processor
+from model.processor.settings import as_json
 from model.tower_config import Modality
 from recipes.shape import ShapeConfig
 from trainer.config import Device
@@ -126,14 +130,31 @@ def towers_of_adapter(
 
 
 def fingerprint_of(checkpoint: Path, adapter: Path | None) -> str:
-    """Of the weights, and of the adapter's files where there is one."""
-    own = Checkpoint.open(checkpoint).fingerprint()
+    """Of a model: its weights, its config as it is read, and the adapter's files where there is one."""
+    opened = Checkpoint.open(checkpoint)
+    digest = hashlib.sha256(f"{opened.fingerprint()} {json.dumps(config_record(opened.config))}".encode())
     if adapter is None:
-        return own
-    digest = hashlib.sha256(own.encode())
+        return digest.hexdigest()
     for path in sorted(adapter.glob("adapter_*")):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def config_record(config: ModelConfig) -> dict[str, Any]:
+    """What a model computes by, as JSON values: not as it is written, and without what nothing computes by."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.compare}
+    parts = {name: None if part is None else dataclasses.asdict(part) for name, part in values.items()}
+    return json.loads(json.dumps(parts, default=str, sort_keys=True))
+
+
+def media_record(processor: Processor, modalities: Iterable[Modality]) -> dict[str, Any]:
+    """How images and sound are prepared, as JSON values, of those media that are among the modalities."""
+    prepared = {Modality.vision: processor.images, Modality.audio: processor.audio}
+    wanted = set(modalities)
+    return {
+        medium.value: json.loads(json.dumps(as_json(own.settings)))
+        for medium, own in prepared.items() if own is not None and medium in wanted
+    }  # fmt: skip
 
 
 def build_cache(

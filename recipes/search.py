@@ -37,6 +37,7 @@ from recipes.sweep import (
     Prepared,
     SweepRecipe,
     build_engine,
+    computed_by,
     dtype_of,
     find_parent,
     measured,
@@ -132,7 +133,10 @@ def run(recipe: SearchRecipe) -> None:
     else:  # before anything is read or loaded that takes long
         budgets_of(recipe, exact_costs(space, parent.config, recipe.cost))
     splits = splits_of(recipe, parent)
-    settings = {**settings_of(recipe), "rows": {name: one.fingerprint for name, one in splits.items()}}
+    settings = {
+        **settings_of(recipe), **computed_by(parent, list(splits.values())),
+        "rows": {name: one.fingerprint for name, one in splits.items()},
+    }  # fmt: skip
     recipe.output.mkdir(parents=True, exist_ok=True)
     with lock(recipe.output, taken(recipe.output)):
         claim(recipe.output / SETTINGS_FILE, settings)

@@ -36,8 +36,10 @@ from recipes.build import (
     build_adapted,
     build_cache,
     build_processor,
+    config_record,
     find_device,
     fingerprint_of,
+    media_record,
     towers_of_adapter,
 )  # fmt: skip
 from recipes.locate import find_checkpoint
@@ -50,8 +52,9 @@ from trainer.evaluation.engine import Engine
 from trainer.evaluation.statistics import StatisticsConfig
 from trainer.evaluation.task import Task
 from trainer.evaluation.task_building import build_tasks
+from trainer.evaluation.task_config import LIBRARIES
 from trainer.harness.config import HarnessConfig
-from trainer.harness.task import harness_tasks
+from trainer.harness.task import HarnessTask, harness_tasks
 from trainer.search.space import SpaceConfig
 from trainer.soft_tokens import SharedTowers
 from trainer.sweep.identity import Identity
@@ -156,8 +159,8 @@ def measured(recipe: SweepRecipe, prepared: Prepared, engine: Callable[[], Engin
     """As ``measure``, of what is prepared; an engine is made only where something is left to measure."""
     config = prepared.parent.config
     about = About(
-        config=config, stored_as=recipe.stored_as, officials=official(config.text),
-        versions={name: version(name) for name in PACKAGES},
+        config=config, stored_as=recipe.stored_as,
+        officials=official(config.text, tuned=recipe.adapter_path is not None), versions=versions_of(prepared.tasks),
     )  # fmt: skip
     check(config, prepared.tasks, prepared.specs)
     store = Store(recipe.output, identity_of(recipe, prepared), prepared.specs, resume=recipe.resume)
@@ -225,10 +228,25 @@ def identity_of(recipe: SweepRecipe, prepared: Prepared) -> Identity:
         tasks=prepared.tasks,
         settings={
             "stored_as": recipe.stored_as.value, "merge": recipe.merge and recipe.adapter_path is not None,
-            "modalities": sorted(parent.config.modalities), **prepared.settings,
+            "modalities": sorted(parent.config.modalities), **computed_by(parent, prepared.tasks), **prepared.settings,
         },
-        surroundings={"device": find_device(recipe.device).type, **{name: version(name) for name in PACKAGES}},
+        surroundings={"device": find_device(recipe.device).type, **versions_of(prepared.tasks)},
     )  # fmt: skip
+
+
+def computed_by(parent: Parent, tasks: Sequence[Task]) -> dict[str, Any]:
+    """What decides figures beside weights and rows: the model's config, and how media are prepared that tasks have."""
+    needed = frozenset[Modality]().union(*(task.modalities for task in tasks))
+    return {"config": config_record(parent.config), "media": media_record(parent.processor, needed)}
+
+
+def versions_of(tasks: Sequence[Task]) -> dict[str, str]:
+    """Of what computes the figures, by package; libraries of metrics and of the harness where a task has such."""
+    metrics = {metric.name for task in tasks for metric in task.metrics}
+    packages = [*PACKAGES, *dict.fromkeys(package for metric, (_, package) in LIBRARIES.items() if metric in metrics)]
+    if any(isinstance(task, HarnessTask) for task in tasks):
+        packages.append("lm_eval")
+    return {name: version(name) for name in packages}
 
 
 def dtype_of(precision: Precision) -> str:
@@ -262,11 +280,12 @@ def report(recipe: SweepRecipe, prepared: Prepared, store: Store, rows: Sequence
     """What is made of the rows: the page with its pictures and tables, and what other programs are told."""
     comparisons = None
     if prepared.reference is not None:
-        whole = next(row.spec for row in rows if row.spec.is_full(prepared.parent.config.text))
-        comparisons = {
-            task.name: compare(task, [row.spec for row in rows if row.task == task.name], store, parent=whole)
-            for task in prepared.tasks
-        }
+        comparisons = {}
+        for task in prepared.tasks:
+            # What a stopped sweep has found may be of other sub-models in each task, the whole by another name too.
+            specs = [row.spec for row in rows if row.task == task.name]
+            whole = next(spec for spec in specs if spec.is_full(prepared.parent.config.text))
+            comparisons[task.name] = compare(task, specs, store, parent=whole)
     write_report(
         rows, recipe.output, config=prepared.parent.config.text, comparisons=comparisons, mmlu_task=recipe.mmlu_task,
         origin=Origin(
@@ -309,13 +328,18 @@ def table(rows: Sequence[Row]) -> Table:
         metric = next(iter(next(row for row in rows if row.task == task).metrics))
         shown.add_column(f"{task}: {metric.replace('_', ' ')}", justify="right")
     for name in dict.fromkeys(row.spec.name for row in rows):
-        own = [found[name, task] for task in tasks]
-        figures = [next(iter(row.metrics.values())) for row in own]
-        shown.add_row(
-            name, f"{own[0].effective_parameters:,}",
-            *(f"{one.value:.4f} ({one.low:.4f} to {one.high:.4f})" for one in figures),
-        )  # fmt: skip
+        own = [found.get((name, task)) for task in tasks]  # one that an earlier command named may lack some
+        sizes = next(row for row in own if row is not None)
+        shown.add_row(name, f"{sizes.effective_parameters:,}", *map(main_figure, own))
     return shown
+
+
+def main_figure(row: Row | None) -> str:
+    """The first figure of a row with its interval; a dash where nothing was measured."""
+    if row is None:
+        return "–"
+    found = next(iter(row.metrics.values()))
+    return f"{found.value:.4f} ({found.low:.4f} to {found.high:.4f})"
 
 
 def main(arguments: Sequence[str]) -> int:

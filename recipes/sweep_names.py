@@ -39,7 +39,10 @@ def words_of(key: str, written: Any) -> list[str]:
 
 
 def find_slices(written: Any, space: SpaceConfig, config: TextConfig) -> list[SliceSpec]:
-    """The sub-models that ``slices=`` means, in order; words that mean the same sub-model mean it once.
+    """The sub-models that ``slices=`` means, in order. What is named twice is there once.
+
+    A sub-model that has two names, as ``full`` is also the main model of ``official``, has a row under each: people
+    look for the names they wrote. It is measured once for both.
 
     Each word is ``official`` (all of Google's table, or what is like them in a model of other layers), ``grid`` (all
     of ``space``), the name of a file of conf/slice, a YAML file of one slice, or a CSV file of many.

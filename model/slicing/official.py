@@ -18,6 +18,7 @@ from model.slicing.table import SliceRow, published_rows, short_name
 from model.slicing.trained import GEMMA_3N_READERS, GEMMA_3N_WIDTHS, narrow_width, optional_block
 
 LAYERS, BLOCK = 35, 5  # of E4B, whose blocks end with a global layer
+HIDDEN, VOCABULARY = 2048, 262_400
 FIRST_READER = LAYERS - GEMMA_3N_READERS
 PRODUCERS = range(FIRST_READER)
 OPTIONAL = range(FIRST_READER, FIRST_READER + BLOCK)
@@ -31,8 +32,9 @@ class Official:
     Args:
         spec: The part it is, under the short form of its name, as in ``e2_54b_layer``.
         name: As it is published.
-        accuracy: Of MMLU, of the published pre-trained E4B: a share, or None.
-        is_itself: Whether the model has E4B's layers, so that this is what was published; else it is like it.
+        accuracy: Of MMLU, of the published pre-trained E4B: a share, or None. Nobody measured it here.
+        is_itself: Whether the model has E4B's shape and nothing is known to have changed its weights, so that this may
+            be what was published; else it is like it. Weights themselves are not compared.
     """
 
     spec: SliceSpec
@@ -41,15 +43,31 @@ class Official:
     is_itself: bool
 
 
-def official(config: TextConfig) -> list[Official]:
+def official(config: TextConfig, *, tuned: bool = False) -> list[Official]:
     """All sub-models of the table as parts of a model of this config, in its order.
 
     In a shallow model several may be the same part.
+
+    Args:
+        config: The model's.
+        tuned: Whether its weights are known to be others than the published ones, as with an adapter.
     """
-    return [
-        Official(scaled(row, config), row.name, share(row.accuracy), config.num_hidden_layers == LAYERS)
-        for row in published_rows()
-    ]
+    is_itself = is_e4b(config) and not tuned
+    return [Official(scaled(row, config), row.name, share(row.accuracy), is_itself) for row in published_rows()]
+
+
+def is_e4b(config: TextConfig) -> bool:
+    """Whether a model has the shape of E4B: layers, widths, and vocabulary."""
+    kinds = tuple(
+        LayerType.full_attention if layer % BLOCK == BLOCK - 1 else LayerType.sliding_attention
+        for layer in range(LAYERS)
+    )
+    return (
+        config.layer_types == kinds
+        and config.num_kv_shared_layers == GEMMA_3N_READERS
+        and set(config.intermediate_size) == {max(GEMMA_3N_WIDTHS)}
+        and (config.hidden_size, config.vocab_size) == (HIDDEN, VOCABULARY)
+    )
 
 
 def scaled(row: SliceRow, config: TextConfig) -> SliceSpec:

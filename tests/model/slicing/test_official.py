@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -16,8 +17,8 @@ from tests.tiny import TINY_TEXT
 
 E4B_TYPES = ((LayerType.sliding_attention,) * 4 + (LayerType.full_attention,)) * 7
 E4B = dataclasses.replace(
-    TINY_TEXT, hidden_size=2048, layer_types=E4B_TYPES, intermediate_size=(16384,) * LAYERS, num_kv_shared_layers=15,
-    activation_sparsity_pattern=(0.95,) * 10 + (0.0,) * 25,
+    TINY_TEXT, hidden_size=2048, vocab_size=262_400, layer_types=E4B_TYPES, intermediate_size=(16384,) * LAYERS,
+    num_kv_shared_layers=15, activation_sparsity_pattern=(0.95,) * 10 + (0.0,) * 25,
 )  # fmt: skip
 TINY_15 = dataclasses.replace(
     TINY_TEXT, layer_types=E4B_TYPES[:15], intermediate_size=(256,) * 15, num_kv_shared_layers=10,
@@ -38,6 +39,24 @@ def test_in_e4b_they_are_those_of_the_table() -> None:
         assert one.is_itself
     assert counterparts(E4B) == list(range(LAYERS))
     assert (found[0].name, found[0].accuracy) == ("Main model", 0.623)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_size": 64}, {"intermediate_size": (256,) * LAYERS}, {"vocab_size": 512}, {"num_kv_shared_layers": 10},
+        {"intermediate_size": (16384,) * 34 + (8192,)},
+    ],
+)  # fmt: skip
+def test_a_model_of_35_layers_is_not_e4b_for_that_alone(changes: dict[str, Any]) -> None:
+    found = official(dataclasses.replace(E4B, **changes))
+    assert len(found) == 16
+    assert not any(one.is_itself for one in found)
+
+
+def test_with_an_adapter_it_is_no_longer_what_was_published() -> None:
+    assert not any(one.is_itself for one in official(E4B, tuned=True))
+    assert [one.spec for one in official(E4B, tuned=True)] == [one.spec for one in official(E4B)]
 
 
 @pytest.mark.parametrize("config", [TINY_TEXT, TINY_15, E2B], ids=["9 layers", "15 layers", "E2B"])
