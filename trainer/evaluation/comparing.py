@@ -7,42 +7,26 @@ several accepted answers the one that fits best counts.
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
 from typing import Any
 
+from trainer.evaluation.forms import Form, as_written, plain, spoken, words_of
 from trainer.evaluation.metric import Metric, ratio
 from trainer.evaluation.task_config import MetricName
 from trainer.evaluation.vqa import MOST_AGREEING, plain_by_vqa, vqa_accuracy
 
-Form = Callable[[str], str]  # what a text is made to before it is compared
-APOSTROPHES = "'\u2019\u02bc"
-IN_NUMBERS = ".,:"
-WORD = re.compile(r"[^\W_]+")
+NORMALISED: Mapping[MetricName, Form] = MappingProxyType({
+    MetricName.exact_match: plain,
+    MetricName.wer: spoken,
+    MetricName.cer: spoken,
+})  # fmt: skip
 
 
-def as_written(text: str) -> str:
-    """The text with single spaces, and nothing else changed."""
-    return " ".join(text.split())
-
-
-def plain(text: str) -> str:
-    """The text in lower case, without punctuation but inside numbers, with single spaces.
-
-    Apostrophes go without a trace, other punctuation leaves a space.
-    """
-    text = unicodedata.normalize("NFKC", text).casefold()
-    kept = []
-    for place, letter in enumerate(text):
-        if letter in APOSTROPHES:
-            continue
-        between_digits = 0 < place < len(text) - 1 and text[place - 1].isdigit() and text[place + 1].isdigit()
-        is_kept = not unicodedata.category(letter).startswith("P") or (letter in IN_NUMBERS and between_digits)
-        kept.append(letter if is_kept else " ")
-    return as_written("".join(kept))
+def form_of(metric: MetricName, *, normalise: bool) -> Form:
+    """What a metric makes of texts before it compares them; those that have rules of their own go by these."""
+    return NORMALISED.get(metric, as_written) if normalise else as_written
 
 
 def exact_match(answer: str, accepted: Sequence[str], form: Form) -> int:
@@ -61,7 +45,10 @@ def vqa_share(answer: str, accepted: Sequence[str], form: Form) -> float:  # noq
 
 
 def word_errors(answer: str, accepted: Sequence[str], form: Form) -> list[int]:
-    """Words to change, take out or put in to get the nearest of them, and how many it has."""
+    """Words to change, take out or put in to get the nearest of them, and how many it has.
+
+    The rate is the sum of the first over the sum of the second, not a mean over answers.
+    """
     import jiwer
 
     return least([jiwer.process_words(form(one), form(answer)) for one in accepted])
@@ -84,7 +71,11 @@ def least(found: Sequence[Any]) -> list[int]:
 
 
 def rouge_l(answer: str, accepted: Sequence[str], form: Form) -> float:  # noqa: ARG001 (words alone are compared)
-    """F1 of the longest common subsequence of words, of letters and digits in lower case."""
+    """F1 of the longest common subsequence of words, in lower case.
+
+    Source: rouge-score, the whole answer as one sentence (its rougeL, not rougeLsum) and words as they are: figures of
+    papers with stems of words (use_stemmer) are a little higher.
+    """
     return float(rouge_scorer().score_multi(list(accepted), answer)["rougeL"].fmeasure)
 
 
@@ -93,7 +84,7 @@ class Words:
 
     def tokenize(self, text: str) -> list[str]:
         """The words of a text."""
-        return WORD.findall(text.lower())
+        return words_of(text)
 
 
 @cache
@@ -136,7 +127,6 @@ COMPARE: Mapping[MetricName, Callable[[str, Sequence[str], Form], Any]] = Mappin
     MetricName.cer: character_errors,
     MetricName.rouge_l: rouge_l,
 })  # fmt: skip
-NEEDS_WORDS = (MetricName.exact_match, MetricName.wer, MetricName.cer)  # in what ``Form`` makes of a text
 
 
 def fault_of(metric: MetricName, accepted: Sequence[str], form: Form) -> str | None:
@@ -147,7 +137,6 @@ def fault_of(metric: MetricName, accepted: Sequence[str], form: Form) -> str | N
             f" equal ones included ({MetricName.vqa_match} takes any number)"
         )
     for text in accepted:
-        says = form(text) if metric in NEEDS_WORDS else WORD.search(text) or metric is not MetricName.rouge_l
-        if not says:
+        if not (words_of(text) if metric is MetricName.rouge_l else form(text)):
             return f"found no word in {text[:40]!r}; expected some, {metric} compares them (generation.normalise)"
     return None

@@ -30,7 +30,7 @@ from trainer.data.example import Example
 from trainer.data.faults import Fault, raise_faults
 from trainer.data.formats.known import check_columns, in_their_words
 from trainer.data.supervise import TokenRow
-from trainer.evaluation.comparing import COMPARE, FIGURES, as_written, fault_of, plain
+from trainer.evaluation.comparing import COMPARE, FIGURES, fault_of, form_of
 from trainer.evaluation.engine import Engine
 from trainer.evaluation.metric import Metric, Values
 from trainer.evaluation.question import strings
@@ -83,10 +83,9 @@ class GenerationTask:
 
     def compared(self, answer: str, item: Item) -> Values:
         """An answer with what is found of it."""
-        form = plain if self.normalise else as_written
         values: dict[str, Any] = {"answer": answer}
-        for metric in self.metrics:
-            values[metric.name] = COMPARE[MetricName(metric.name)](answer, item.accepted, form)
+        for name in (MetricName(metric.name) for metric in self.metrics):
+            values[name] = COMPARE[name](answer, item.accepted, form_of(name, normalise=self.normalise))
         return values
 
 
@@ -157,9 +156,8 @@ def item_of(row: RawRow, config: TaskConfig, processor: Processor, metrics: Sequ
                 f"{where}: found no answer in the last turn, which is by {last.role}; expected the assistant's, or"
                 f" '{ANSWERS}' in the row"
             )
-    form = plain if config.generation.normalise else as_written
     for metric in metrics:
-        if wrong := fault_of(metric, accepted, form):
+        if wrong := fault_of(metric, accepted, form_of(metric, normalise=config.generation.normalise)):
             raise InputError(f"{where}: {wrong}")
     asked = before if last.role is Role.assistant else example.messages
     try:

@@ -132,7 +132,7 @@ class GenerationTaskConfig:
     """
 
     max_new_tokens: int = 64
-    normalise: bool = True  # compare without letter case, punctuation and more than one space; not for VQA's own rules
+    normalise: bool = True  # forgive letter case and punctuation (forms.plain, forms.spoken); VQA has its own rules
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:

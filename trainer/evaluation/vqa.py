@@ -1,38 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers as the VQA challenge compares them: short ones, by rules that forgive spelling, and by how many gave them.
 
-Source: https://visualqa.org/evaluation.html, whose rules are followed here as written there; the challenge's own
-program also leaves answers as they are where all people gave the same.
+Source: https://visualqa.org/evaluation.html and its program, https://github.com/GT-Vision-Lab/VQA. Other than there
+
+- an answer that the rules leave nothing of, as "the" or "?", stays as it is, so that silence is never right;
+- answers are made alike where all people gave the same, too. The program then compares them letter by letter, so that
+  what a model writes as "Yes." may not be "yes" there;
+- quotation marks, hyphens and minus signs beyond ASCII are as those of ASCII.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
+
+from trainer.evaluation.forms import SAME
 
 MOST_AGREEING = 3  # people; if as many gave an answer it counts in full
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 DIGITS = {"none": "0"} | {word: str(number) for number, word in enumerate(NUMBERS)}
 ARTICLES = ("a", "an", "the")
-# Those that are no other word without their apostrophe.
+# Those that are no other word without their apostrophes.
 CONTRACTIONS = """
-ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how's i'm i've isn't
-it'd it'll let's ma'am mightn't might've mustn't must've needn't oughtn't shan't she's should've shouldn't that'd
-that'll that's there'd there's they'd they'll they're they've wasn't we've weren't what'll what're what's what've
-when's where'd where's where've who'd who'll who's who've why'll why's won't would've wouldn't y'all you'd you'll
-you're you've
+ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
+how'd how'll how's i'd've i'm i've isn't it'd it'd've it'll let's ma'am mightn't mightn't've might've mustn't must've
+needn't not've o'clock oughtn't shan't she'd've she's should've shouldn't shouldn't've somebody'd've somebody'll
+somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd
+there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're
+what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've
+wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 """
 BARE = {word.replace("'", ""): word for word in CONTRACTIONS.split()}
 COMMA_IN_NUMBER = re.compile(r"(?<=\d),(?=\d)")
-PERIOD = re.compile(r"(?<!\d)\.|\.(?!\d)")  # but of a decimal
-PUNCTUATION = re.compile(r"[^\w\s':.]|_")  # apostrophes and colons stay; what is left of periods are decimals
+PERIOD = re.compile(r"\.(?!\d)")  # but of a decimal, as .5
+PUNCTUATION = re.compile(r"[;/\[\]\"\u201c\u201d{}()=+\\_\-><@`,?!]")  # what the program takes: 5%, $5 and C# stay
 
 
 def plain_by_vqa(text: str) -> str:
     """The answer in lower case, its periods, articles and punctuation gone, its numbers in digits."""
-    text = PERIOD.sub("", COMMA_IN_NUMBER.sub("", text.lower().replace("\u2019", "'")))
-    words = (DIGITS.get(word, word) for word in PUNCTUATION.sub(" ", text).split())
-    return " ".join(BARE.get(word, word) for word in words if word not in ARTICLES)
+    text = unicodedata.normalize("NFC", text).lower().translate(SAME)
+    bare = PUNCTUATION.sub(" ", PERIOD.sub("", COMMA_IN_NUMBER.sub("", text))).split()
+    words = [DIGITS.get(word, word) for word in bare]
+    said = [word for word in words if word not in ARTICLES] or words or text.split()
+    return " ".join(BARE.get(word.replace("'", ""), word) for word in said)
 
 
 def vqa_accuracy(answer: str, given: Sequence[str]) -> float:

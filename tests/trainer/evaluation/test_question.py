@@ -45,7 +45,7 @@ def test_equal_choices_are_as_likely_and_the_first_is_taken(tmp_path: Path) -> N
     for found in values:
         assert found["log_likelihoods"][0] == found["log_likelihoods"][2]
         # Say the model likes them best: of places only the first is right, which is what the text stands for.
-        liked = found | {"log_likelihoods": [-1.0, -9.0, -1.0]}
+        liked = {**found, "log_likelihoods": [-1.0, -9.0, -1.0]}
         assert is_right(liked) == (found["answer"] == 0)
     assert [found["answer"] for found in values] == [0, 2, 0]
 
