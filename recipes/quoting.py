@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -17,11 +17,12 @@ from model.errors import ConfigError
 from recipes.schema import kinds_of
 
 MISSING = "???"  # how OmegaConf writes that a value must be given
-FREE_TEXT = ("prompt", "system")  # keys whose value is meant to the letter
+FREE_TEXT = ("prompt", "system", "lm_eval.system_instruction")  # keys whose value is meant to the letter
 IN_A_SLICE = ("row", "csv")  # keys within a slice whose value is a name or a file
 FILES = ("image", "audio")  # keys whose value is a file name, or a list of them
-# Texts that are places, beside all values of type Path: of one, and of a list of them
-PLACE, PLACES = ("checkpoint",), ("files", "data.train", "data.validation", "vocabulary.corpus")
+# Texts that may be places, beside all values of type Path: of one, and of a list of them
+PLACE = ("checkpoint",)
+PLACES = ("files", "report_files", "tasks", "slices", "data.train", "data.validation", "vocabulary.corpus")
 # One of a list: in quotes as Hydra has them, or as it is up to a comma, unless that is written \,
 IN_A_LIST = re.compile(r"""\s*("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|(?:\\,|[^,])*?)\s*(?:,|\Z)""", re.DOTALL)
 
@@ -42,9 +43,10 @@ def quote_free_text(argument: str, schema: type | None = None, *, swept: bool = 
     key, equals, value = argument.partition("=")
     if key.partition(".")[0] in ("slice", "sizes") and key.rpartition(".")[2] in IN_A_SLICE and value[:1] not in "'\"":
         return f"{key}={quote(value)}" if equals and value not in ("", "null") else argument
-    if schema is not None and key.lstrip("+") in places(schema):
-        is_several = swept and is_sweep(argument)
-        return argument if is_several or not equals else f"{key}={quote_place(value, key.lstrip('+'))}"
+    if schema is not None and (is_list := places(schema).get(key.lstrip("+"))) is not None:
+        # Where no list may be meant, commas and brackets are part of a name.
+        is_several = (swept or is_list) and is_sweep(argument)
+        return argument if is_several or not equals else f"{key}={quote_place(value, is_list=is_list)}"
     if key not in (*FREE_TEXT, *FILES) or not equals or value == "null":
         return argument
     if key in FILES and value.startswith("[") and value.endswith("]"):
@@ -52,22 +54,27 @@ def quote_free_text(argument: str, schema: type | None = None, *, swept: bool = 
     return f"{key}={quote(value)}"
 
 
-def places(schema: type, *, within: str = "") -> Iterator[str]:
-    """The keys of a recipe whose value is the place of a file or a directory, or a list of places."""
+def places(schema: type, *, within: str = "") -> dict[str, bool]:
+    """The keys of a recipe whose value is the place of a file or a directory, and whether it may be a list of them."""
+    found: dict[str, bool] = {}
     for known, hint in get_type_hints(schema).items():
         key, kinds = f"{within}{known}", list(kinds_of(hint))
         if Path in kinds or key in (*PLACE, *PLACES):
-            yield key
+            found[key] = key in PLACES or is_list_in(hint)
         if not within and get_origin(hint) is not dict:
             for part in (kind for kind in kinds if dataclasses.is_dataclass(kind)):
-                yield from places(part, within=f"{key}.")
+                found |= places(part, within=f"{key}.")
+    return found
 
 
-def quote_place(value: str, key: str) -> str:
+def is_list_in(hint: Any) -> bool:
+    """Whether a type is that of lists, or of lists or none."""
+    return get_origin(hint) is list or any(is_list_in(argument) for argument in get_args(hint))
+
+
+def quote_place(value: str, *, is_list: bool) -> str:
     """A place as Hydra's command line takes it: to the letter, but for references to other values (``${…}``)."""
-    if key in PLACES:
-        if not (value.startswith("[") and value.endswith("]")):
-            return value  # no list, which is told later
+    if is_list and value.startswith("[") and value.endswith("]"):
         return f"[{','.join(quoted_items(value[1:-1], references=True))}]"
     is_quoted = value[:1] in ("'", '"') and value[-1:] == value[:1] != value
     return value if is_quoted or value in ("", "null", MISSING) else quote(at_home(value), references=True)

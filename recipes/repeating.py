@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from recipes.cli import spoken
 from recipes.jobs import JOBLIB, LAUNCHER
-from recipes.quoting import PLACES, is_override, is_sweep, places, quote, quote_free_text
+from recipes.quoting import is_override, is_sweep, places, quote, quote_free_text
 
 SWEEPING = {"--multirun", "-m"}
 PLAIN = re.compile(r"[\w./+@-]+")
@@ -70,10 +70,11 @@ def key_of(word: str) -> str:
 def as_written(passed: str, schema: type) -> str:
     """A word that Hydra gave a job, as a user writes it: places are written to the letter, all else is as it was."""
     key = key_of(passed)
-    if key.lstrip("+") not in places(schema):
+    is_list = places(schema).get(key.lstrip("+"))
+    if is_list is None:
         return passed
     value = OverridesParser.create().parse_override(passed).value()
-    if isinstance(value, list) and key.lstrip("+") in PLACES and all(isinstance(one, str) for one in value):
+    if isinstance(value, list) and is_list and all(isinstance(one, str) for one in value):
         return f"{key}=[{','.join(in_place(str(one)) for one in value)}]"
     return f"{key}={in_place(value)}" if isinstance(value, str) else passed
 
