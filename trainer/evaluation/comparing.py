@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from trainer.evaluation.forms import Form, as_written, plain, spoken, words_of
-from trainer.evaluation.metric import Metric, ratio
+from trainer.evaluation.metric import Metric, ratio, share
 from trainer.evaluation.task_config import MetricName
 from trainer.evaluation.vqa import MOST_AGREEING, plain_by_vqa, vqa_accuracy
 
@@ -97,10 +97,7 @@ def rouge_scorer() -> Any:
 
 def share_of_answers(name: MetricName, unit: str = "share of answers") -> Metric:
     """The mean of what is found of each item under the metric's name."""
-    return Metric(
-        name=name.value, unit=unit, higher_is_better=True,
-        parts=lambda values: (float(values[name.value]), 1.0), finish=ratio,
-    )  # fmt: skip
+    return share(name.value, unit, lambda values: float(values[name.value]))
 
 
 def errors_per(name: MetricName, unit: str) -> Metric:

@@ -18,7 +18,7 @@ from trainer.data.config import LongRows
 from trainer.data.supervise import Limits, Maker, TokenRow
 from trainer.evaluation.calibration import calibration_error
 from trainer.evaluation.engine import Engine, RowScore
-from trainer.evaluation.metric import Metric, Values, ratio
+from trainer.evaluation.metric import Metric, Values, ratio, share
 from trainer.evaluation.task import batches_of, fingerprint_of, modalities_of, told_apart
 from trainer.evaluation.task_config import MetricName, TaskConfig
 from trainer.evaluation.task_rows import examples_of, longest_row
@@ -45,10 +45,7 @@ FIGURES: Mapping[MetricName, Metric] = MappingProxyType({
         name="perplexity", unit="tokens", higher_is_better=False,
         parts=lambda values: (values["loss_sum"], values["tokens"]), finish=exp_ratio,
     ),
-    MetricName.accuracy: Metric(
-        name="accuracy", unit="share of answers", higher_is_better=True,
-        parts=lambda values: (is_exact(values), 1.0), finish=ratio,
-    ),
+    MetricName.accuracy: share("accuracy", "share of answers", is_exact),
     MetricName.token_accuracy: Metric(
         name="token_accuracy", unit="share of tokens", higher_is_better=True,
         parts=lambda values: (values["right"], values["tokens"]), finish=ratio,

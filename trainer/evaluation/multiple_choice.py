@@ -26,7 +26,7 @@ from trainer.data.formats.known import check_columns, in_their_words
 from trainer.data.supervise import TokenRow
 from trainer.evaluation.calibration import bins_of_one, calibration_error
 from trainer.evaluation.engine import Engine
-from trainer.evaluation.metric import Metric, Values, ratio
+from trainer.evaluation.metric import Metric, Values, ratio, share
 from trainer.evaluation.question import FIELDS, QUESTION, question_of
 from trainer.evaluation.task import batches_of, fingerprint_of, modalities_of, told_apart
 from trainer.evaluation.task_config import PLACE, MetricName, TaskConfig
@@ -72,14 +72,8 @@ def bins(values: Values) -> list[list[float]]:
 
 
 FIGURES: Mapping[MetricName, Metric] = MappingProxyType({
-    MetricName.accuracy: Metric(
-        name="accuracy", unit="share of questions", higher_is_better=True,
-        parts=lambda values: (is_right(values), 1.0), finish=ratio,
-    ),
-    MetricName.accuracy_normalised: Metric(
-        name="accuracy_normalised", unit="share of questions", higher_is_better=True,
-        parts=lambda values: (is_right_per_byte(values), 1.0), finish=ratio,
-    ),
+    MetricName.accuracy: share("accuracy", "share of questions", is_right),
+    MetricName.accuracy_normalised: share("accuracy_normalised", "share of questions", is_right_per_byte),
     MetricName.loss: Metric(
         name="loss", unit="nats per question", higher_is_better=False,
         parts=lambda values: (surprise(values), 1.0), finish=ratio,

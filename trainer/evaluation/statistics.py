@@ -8,8 +8,12 @@ what is found of one sub-model does not depend on who stands beside it.
 
 Intervals are bias-corrected and accelerated (BCa): Efron, "Better bootstrap confidence intervals", JASA 82 (1987);
 Efron and Tibshirani, "An introduction to the bootstrap" (1993), chapter 14. What no bootstrap can tell is what no
-item shows: where all items are alike, as when every answer is right, intervals have no width, however few items
-there are.
+item shows: where all items are alike, as when every answer is right, drawing anew gives the same. Of such items the
+limits are exact where each item's part in a mean is bounded, as in a share of right answers (``alike``), and of
+other figures there are none.
+
+Of many sub-models beside one, some differ by chance alone. Their p-values are adjusted for that (``adjusted``);
+intervals are each for itself, and bands at once.
 """
 
 from __future__ import annotations
@@ -17,11 +21,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from statistics import NormalDist
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
 from model.errors import ConfigError, InputError
 from trainer.evaluation.metric import Metric, Values
@@ -53,7 +58,10 @@ class StatisticsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A value and the limits of what it may be; nan where there is none."""
+    """A value and the limits of what it may be; nan where there is none.
+
+    A value without limits is one of which all items are alike.
+    """
 
     value: float
     low: float
@@ -65,7 +73,8 @@ class Difference(Interval):
     """What one sub-model has more than another on the same items.
 
     ``p`` is two-sided: the largest share of chance at which an interval of this kind would still hold zero, and never
-    below one over the number of draws. It is of one comparison, and not corrected for there being others.
+    below one over the number of draws. Where several are compared (``differences``) it is adjusted for that. It is 1
+    where no item differs, and nan where all differ by as much, if nothing bounds by how much others may.
     """
 
     p: float
@@ -78,11 +87,23 @@ class Sample:
     value: float
     resampled: Float64[np.ndarray, " resamples"]  # in the order of the task's draws
     left_out: Float64[np.ndarray, " items"]  # without one item each; empty where there is one item alone
+    num_items: int
+    bounds: tuple[float, float] | None  # as of ``Metric``
+
+    @cached_property
+    def is_still(self) -> bool:
+        """Whether no draw moves the figure: all items are alike."""
+        finite = self.resampled[np.isfinite(self.resampled)]
+        return len(finite) > 0 and bool(near(finite, self.value).all())
 
     def minus(self, other: Sample) -> Sample:
         """What this one has more on the same items; both are of one task and one seed."""
+        bounds = None
+        if self.bounds is not None and other.bounds is not None:
+            bounds = (self.bounds[0] - other.bounds[1], self.bounds[1] - other.bounds[0])
         return Sample(
-            self.value - other.value, self.resampled - other.resampled, self.left_out - other.left_out
+            self.value - other.value, self.resampled - other.resampled, self.left_out - other.left_out,
+            self.num_items, bounds,
         )  # fmt: skip
 
 
@@ -136,6 +157,8 @@ def sample_of(
             value=float(metric.finish(whole)),
             resampled=np.asarray(metric.finish(resampled), dtype=np.float64),
             left_out=np.asarray(metric.finish(whole - table), dtype=np.float64)[: 0 if len(table) == 1 else None],
+            num_items=len(table),
+            bounds=metric.bounds,
         )
 
 
@@ -152,12 +175,32 @@ def drawn(num_items: int, config: StatisticsConfig, *, task: str) -> Iterator[Fl
 
 
 def interval(sample: Sample, *, confidence: float) -> Interval:
-    """The BCa interval of a figure.
+    """The BCa interval of a figure; where all items are alike, what ``alike`` says.
 
     Draws in which the figure does not exist, such as a ratio over nothing, are left out.
     """
+    if sample.is_still:
+        return alike(sample, confidence=confidence)
     low, high = limits(sample, np.array([(1 - confidence) / 2, (1 + confidence) / 2]))
     return Interval(value=sample.value, low=low, high=high)
+
+
+def alike(sample: Sample, *, confidence: float) -> Interval:
+    """The interval where all items are alike: exact, or none if nothing bounds what others may have.
+
+    Of n items that are all alike, others are at most a share 1 - q of all there are, where q ** n is half of what
+    confidence leaves: Clopper and Pearson, "The use of confidence or fiducial limits illustrated in the case of the
+    binomial", Biometrika 26 (1934). Others may have whatever the bounds allow. Of right and wrong answers these are
+    their limits for all or none.
+    """
+    if sample.bounds is None:
+        return Interval(value=sample.value, low=math.nan, high=math.nan)
+    others = 1 - ((1 - confidence) / 2) ** (1 / sample.num_items)
+    least, most = sample.bounds
+    return Interval(
+        value=sample.value, low=sample.value - others * (sample.value - least),
+        high=sample.value + others * (most - sample.value),
+    )  # fmt: skip
 
 
 def difference(one: Sample, other: Sample, *, confidence: float) -> Difference:
@@ -167,12 +210,59 @@ def difference(one: Sample, other: Sample, *, confidence: float) -> Difference:
     return Difference(value=found.value, low=found.low, high=found.high, p=p_of_zero(between))
 
 
+def differences(found: Mapping[str, Sample], other: Sample, *, confidence: float) -> dict[str, Difference]:
+    """What each of several has more than ``other``, by name, with p-values that are adjusted for their number."""
+    between = [sample.minus(other) for sample in found.values()]
+    return {
+        name: replace(difference(sample, other, confidence=confidence), p=p)
+        for (name, sample), p in zip(found.items(), adjusted(between), strict=True)
+    }
+
+
+def adjusted(between: Sequence[Sample]) -> list[float]:
+    """The p-values of several differences, adjusted for their number: family-wise.
+
+    Who takes all that are at most 0.05 for real ones takes any for real that is none in about 0.05 of all cases, no
+    matter how many there are. Source: step-down max-T of Westfall and Young, "Resampling-based multiple testing"
+    (1993), chapter 2, by draws as in Romano and Wolf, "Exact and approximate stepdown methods for multiple hypothesis
+    testing", JASA 100 (2005). Distances are in standard deviations of draws; a p-value is the share of draws in which
+    any of the differences that are no farther from zero is as far from its value. Draws being shared, sub-models that
+    are right and wrong together count for less than their number. None is below its own p-value.
+
+    Where items are all alike there is no such distance: these p-values are multiplied by the number (Bonferroni).
+    """
+    own = [p_of_zero(sample) for sample in between]
+    if len(between) == 1:
+        return own
+    found = [p if math.isnan(p) else min(1.0, p * len(between)) for p in own]
+    moved: dict[int, Float64[np.ndarray, " resamples"]] = {}
+    far: dict[int, float] = {}
+    for place, sample in enumerate(between):
+        if not (sample.is_still or math.isnan(own[place])):
+            draws = np.where(np.isfinite(sample.resampled), sample.resampled, math.nan)
+            spread = float(np.nanstd(draws))
+            moved[place], far[place] = np.abs(draws - sample.value) / spread, abs(sample.value) / spread
+    nearest_first = sorted(far, key=lambda place: far[place])
+    shares: list[float] = []
+    farthest = np.zeros(len(between[0].resampled))
+    for place in nearest_first:
+        farthest = np.fmax(farthest, moved[place])  # draws without the figure decide nothing
+        as_far = np.count_nonzero(farthest >= far[place] * (1 - 1e-9))  # ties but for rounding
+        shares.append((as_far + 1) / (len(farthest) + 1))
+    least = 0.0
+    for place, share in zip(reversed(nearest_first), reversed(shares), strict=True):
+        least = max(least, share)  # none is surer than one that is farther from zero
+        found[place] = max(least, own[place])
+    return found
+
+
 def band(curve: Sequence[Sample], *, confidence: float) -> list[Interval]:
     """A simultaneous band: with this confidence, all points of the curve lie within it at once.
 
     Every point's own interval is stretched by one common factor, on each side of the value by itself: the factor that
     this share of the shared draws needs to lie within it at all points. Points that move together thus want less of
     it than others; a single one wants none. Limits may lie beyond what a figure can be, such as a share above one.
+    Where items are all alike, the point's interval is of so much more confidence as there are points (Bonferroni).
 
     The points are taken as given: that a frontier was chosen by the same figures makes its points look better than
     they are, and no band tells.
@@ -188,13 +278,16 @@ def band(curve: Sequence[Sample], *, confidence: float) -> list[Interval]:
             if room > 0:  # else the limit is the value itself, or beyond it: it has nothing to be stretched
                 farthest = np.fmax(farthest, side * moved / room)  # draws without the figure decide nothing
     factor = max(1.0, float(np.quantile(farthest, confidence, method="higher")))
+    surer = 1 - (1 - confidence) / len(curve)
     return [
-        Interval(
+        alike(sample, confidence=surer)
+        if sample.is_still
+        else Interval(
             value=own.value,
             low=min(own.low, own.value - factor * (own.value - own.low)),
             high=max(own.high, own.value + factor * (own.high - own.value)),
         )
-        for own in alone
+        for sample, own in zip(curve, alone, strict=True)
     ]
 
 
@@ -218,12 +311,16 @@ def bias_of(values: Float64[np.ndarray, " resamples"], value: float) -> float:
     return NORMAL.inv_cdf(share_below(values, value))
 
 
-def share_below(values: Float64[np.ndarray, " resamples"], value: float) -> float:
-    """The share of draws below a value, those at it by half, and never none or all."""
-    # What should be a tie may differ by rounding of sums in another order.
-    near = np.isclose(values, value, rtol=1e-12, atol=1e-300)
-    below = np.count_nonzero((values < value) & ~near) + np.count_nonzero(near) / 2
+def share_below(values: Float64[np.ndarray, " resamples"], value: float, *, ties: float = 0.5) -> float:
+    """The share of draws below a value, of those at it this part, and never none or all."""
+    at_it = near(values, value)
+    below = np.count_nonzero((values < value) & ~at_it) + ties * np.count_nonzero(at_it)
     return (below + 0.5) / (len(values) + 1)
+
+
+def near(values: Float64[np.ndarray, " resamples"], value: float) -> Bool[np.ndarray, " resamples"]:
+    """Which values are this one, but for rounding of sums in another order."""
+    return np.isclose(values, value, rtol=1e-12, atol=1e-300)
 
 
 def acceleration_of(left_out: Float64[np.ndarray, " items"]) -> float:
@@ -239,16 +336,31 @@ def acceleration_of(left_out: Float64[np.ndarray, " items"]) -> float:
 
 
 def p_of_zero(sample: Sample) -> float:
-    """Two-sided: twice the chance at which a BCa limit lies at zero."""
+    """Two-sided: twice the chance at which a BCa limit lies at zero, or one of those of ``alike``."""
+    if sample.is_still:
+        return p_of_alike(sample)
     values = sample.resampled[np.isfinite(sample.resampled)]
     if not len(values) or not math.isfinite(sample.value):
         return math.nan
     bias, acceleration = bias_of(values, sample.value), acceleration_of(sample.left_out)
-    # The share of draws below zero is the limit's after correction; this undoes the correction.
-    beyond = NORMAL.inv_cdf(share_below(values, 0.0)) - bias
+    # The share of draws beyond zero is the limit's after correction; this undoes the correction. Those at zero, of
+    # which a difference of few right answers has many, count as beyond: an interval that ends at zero holds it.
+    ties = 0.5 + 0.5 * float(np.sign(sample.value))
+    beyond = NORMAL.inv_cdf(share_below(values, 0.0, ties=ties)) - bias
     squeezed = 1 + acceleration * beyond
     least = 1 / (len(values) + 1)
     if squeezed <= 0:
         return least
     share = NORMAL.cdf(beyond / squeezed - bias)
     return min(1.0, max(least, 2 * min(share, 1 - share)))
+
+
+def p_of_alike(sample: Sample) -> float:
+    """As ``p_of_zero``, where all items are alike: twice the chance of that where the truth is zero, at most."""
+    if sample.value == 0:
+        return 1.0
+    if sample.bounds is None:
+        return math.nan
+    # The more items are like those seen, the farther must the others be on the other side, and bounds end that.
+    beyond = max(0.0, sample.bounds[1] if sample.value < 0 else -sample.bounds[0])
+    return min(1.0, 2 * (beyond / (abs(sample.value) + beyond)) ** sample.num_items)

@@ -17,7 +17,7 @@ from model.slicing.plan import StoredAs
 from model.slicing.spec import SliceSpec
 from model.tower_config import Modality
 from trainer.evaluation.engine import Engine
-from trainer.evaluation.statistics import Difference, Interval, Sample, band, difference, interval, samples
+from trainer.evaluation.statistics import Difference, Interval, band, differences, interval, samples
 from trainer.evaluation.task import Task
 from trainer.metrics import peak_memory_bytes
 from trainer.sweep.row import Figure, Row, sizes_of
@@ -184,7 +184,8 @@ class Comparison:
     """Sub-models of one task beside each other, by the metric's name and the sub-model's.
 
     Args:
-        differences: What each has more than the one they are compared with, which itself is left out.
+        differences: What each has more than the one they are compared with, which itself is left out; p-values are
+            adjusted for the number of them in each metric.
         bands: Simultaneous over all of them; see ``trainer.evaluation.statistics.band``.
     """
 
@@ -197,15 +198,15 @@ def compare(task: Task, specs: Sequence[SliceSpec], store: Store, *, parent: Sli
     items, statistics = store.items(task), store.identity.statistics
     sampled = samples(task.metrics, {spec.name: items.found(spec) for spec in specs}, statistics, task=task.name)
 
-    def beside_parent(by_name: Mapping[str, Sample]) -> dict[str, Difference]:
-        own = by_name[parent.name]
-        return {
-            name: difference(sample, own, confidence=statistics.confidence)
-            for name, sample in by_name.items() if name != parent.name
-        }  # fmt: skip
-
     return Comparison(
-        differences={metric: beside_parent(by_name) for metric, by_name in sampled.items()},
+        differences={
+            metric: differences(
+                {name: sample for name, sample in by_name.items() if name != parent.name},
+                by_name[parent.name],
+                confidence=statistics.confidence,
+            )
+            for metric, by_name in sampled.items()
+        },
         bands={
             metric: dict(zip(by_name, band(list(by_name.values()), confidence=statistics.confidence), strict=True))
             for metric, by_name in sampled.items()
