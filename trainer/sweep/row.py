@@ -21,7 +21,10 @@ from model.slicing.submodel import SubModel
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A metric's value with its interval; nan where there is none, which a file has as null."""
+    """A metric's value with its interval; nan where there is none, which a file has as null.
+
+    A value has no interval where all items are alike, and nothing bounds what others would have: ``alike``.
+    """
 
     value: float
     low: float
@@ -167,6 +170,11 @@ def sizes_of(
         flops_per_token=plan.work_per_token.total,
         flops_context_tokens=context,
     )
+
+
+def alike(num_items: int) -> str:
+    """What is said where a figure has no interval."""
+    return f"all {num_items:,} items alike" if num_items > 1 else "of one item"
 
 
 def check_types(record: Mapping[str, Any]) -> None:

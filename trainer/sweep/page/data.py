@@ -8,7 +8,8 @@ import math
 from typing import Any
 
 from trainer.sweep.page.facts import Cost, Facts, Scale, short
-from trainer.sweep.row import Row
+from trainer.sweep.page.table import p_text
+from trainer.sweep.row import Row, alike
 
 UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
@@ -24,7 +25,8 @@ def page_data(facts: Facts) -> dict[str, Any]:
         "tasks": [
             {
                 "name": task,
-                "items": max(row.num_items for row in facts.rows if row.task == task),
+                "items": (items := max(row.num_items for row in facts.rows if row.task == task)),
+                "alike": alike(items),
                 "metrics": [metric_data(facts, task, name, place) for name in facts.metrics(task)],
             }
             for task in facts.tasks
@@ -44,7 +46,9 @@ def sub(facts: Facts, row: Row) -> dict[str, Any]:
 
 
 def metric_data(facts: Facts, task: str, name: str, place: dict[str, int]) -> dict[str, Any]:
-    """One figure of all sub-models: [value, low, high], [low, high] of the band; differences from the parent alike."""
+    """One figure of all sub-models: [value, low, high], [low, high] of the band; differences from the parent alike,
+    with their p-values.
+    """
     figures = facts.figures(task, name)
     changes = [facts.change(row.spec.name, task, name) for row in facts.subs]
     return {
@@ -56,7 +60,11 @@ def metric_data(facts: Facts, task: str, name: str, place: dict[str, int]) -> di
             for row in facts.subs
         ],
         "bands": [finite(*facts.band(row.spec.name, task, name)) for row in facts.subs],
-        "changes": [finite(change.value, change.low, change.high) if change else None for change in changes],
+        "changes": [
+            {"span": finite(change.value, change.low, change.high), "p": p_text(finite(change.p)[0])}
+            if change else None
+            for change in changes
+        ],
         "fronts": [[place[found] for found in facts.frontier(task, name, cost)] for cost in Cost],
     }  # fmt: skip
 

@@ -203,11 +203,16 @@
   };
   const tell = (index, panel) => {
     const tip = one(".tip", panel), sub = facts.subs[index], metric = shown(Number(panel.dataset.task)), cost = facts.costs[state.cost];
-    const value = metric.values[index], change = metric.changes[index];
+    const value = metric.values[index], change = metric.changes[index], { alike } = facts.tasks[Number(panel.dataset.task)];
+    const limits = ([middle, low, high], signed, none) => (middle !== null && low === null ? none : span(metric, low, high, signed));
     const lines = [
       [metric.title, `${text(metric, value[0])} ${metric.unit}`],
-      [`${+(100 * facts.confidence).toFixed(2)} %`, span(metric, value[1], value[2])],
-      ...(change && !sub.parent ? [["from the parent", text(metric, change[0], true)], ["", span(metric, change[1], change[2], true)]] : []),
+      [`${+(100 * facts.confidence).toFixed(2)} %`, limits(value, false, alike)],
+      ...(change && !sub.parent ? [
+        ["from the parent", text(metric, change.span[0], true)],
+        ["", limits(change.span, true, change.span[0] === 0 ? "no item differs" : alike)],
+        ["p, adjusted", change.p],
+      ] : []),
       [cost.title.toLowerCase(), `${text(cost, sub.costs[state.cost])} ${cost.unit}`],
       ["layers", String(sub.layers)],
     ];

@@ -96,6 +96,7 @@ def page(facts: Facts, origin: Origin) -> str:
         script_hash=source_hash(script),
         data=Markup(safe_json(page_data(facts))),
         confidence=f"{100 * facts.rows[0].confidence:.4g} %",
+        chance=f"{1 - facts.rows[0].confidence:.4g}",
         costs=[facts.scale_of_cost(cost).label for cost in Cost],
         columns=found,
         others=sum(column.task is None for column in found) - 2,

@@ -20,7 +20,7 @@ ROWS_CSV, SLICES_CSV = "rows.csv", "slices.csv"
 ACCURACY = "accuracy"
 COLUMNS = (
     "spec", "official", "task", "metric", "value", "low", "high", "unit", "higher_is_better", "num_items",
-    "band_low", "band_high", "difference", "difference_low", "difference_high", "p",
+    "band_low", "band_high", "difference", "difference_low", "difference_high", "p_adjusted",
     "effective_parameters", "parameters", "weight_bytes",
     "stored_as", "kv_bytes_per_token", "flops_per_token", "flops_context_tokens", "seconds", "seconds_together",
     "peak_memory_bytes", "mmlu", "kept_layers", "ffn_widths", "confidence", "seed", "model", "data",
@@ -31,7 +31,8 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets compute, if a ce
 def write_rows_csv(facts: Facts, path: Path) -> None:
     """Write every figure, one a line, unrounded; cells of what is not there are empty.
 
-    ``difference`` is that from the parent. The band is of all sub-models at once where they were compared, else of
+    ``difference`` is that from the parent; its p-value is adjusted for all sub-models that are compared in the same
+    figure on the same task. The band is of all sub-models at once where they were compared, else of
     each by itself, as ``low`` and ``high`` are. Names that a spreadsheet would compute get an apostrophe before them.
     """
     content = io.StringIO(newline="")
@@ -47,7 +48,7 @@ def write_rows_csv(facts: Facts, path: Path) -> None:
                 "unit": figure.unit, "higher_is_better": figure.higher_is_better,
                 "band_low": band[0], "band_high": band[1], "difference": change and change.value,
                 "difference_low": change and change.low,
-                "difference_high": change and change.high, "p": change and change.p,
+                "difference_high": change and change.high, "p_adjusted": change and change.p,
                 "kept_layers": list(row.spec.kept_layers), "ffn_widths": list(row.spec.ffn_widths),
             }  # fmt: skip
             writer.writerow([cell(cells[column]) for column in COLUMNS])

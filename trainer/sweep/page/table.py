@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from trainer.sweep.page.facts import Cost, Facts, Scale
-from trainer.sweep.row import Row
+from trainer.sweep.row import Row, alike
 
 WHISKER = (96.0, 10.0)  # width and height of the picture of an interval, in pixels
 SECONDS = Scale(title="Time", unit="seconds", factor=1, digits=1)
@@ -24,7 +24,7 @@ class Whisker:
     low: float
     at: float
     high: float
-    clear: bool  # zero is not within it
+    clear: bool  # p is so small that chance is no explanation, of however many compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +97,7 @@ def task_columns(facts: Facts, index: int, task: str) -> Iterator[Column]:
             yield Column(
                 title=f"Δ {metric}", unit=unit, cells=change_cells(facts, task, metric, shown), task=index, extra=extra
             )
+            yield Column(title="p", unit="adjusted", cells=p_cells(facts, task, metric), task=index, extra=True)
     rows = [facts.found.get((row.spec.name, task)) for row in facts.subs]
     for shown, name in ((SECONDS, "seconds"), (MEMORY, "peak_memory_bytes")):
         values = [getattr(row, name) if row else None for row in rows]
@@ -109,7 +110,8 @@ def figure_cell(facts: Facts, row: Row, task: str, metric: str, shown: Scale) ->
     figure = facts.figure(row.spec.name, task, metric)
     if not figure:
         return Cell(text="–", value=None)
-    return Cell(text=shown.text(figure.value), value=figure.value, small=span(shown, figure.low, figure.high))
+    small = span(shown, figure.low, figure.high) or alike(facts.found[row.spec.name, task].num_items)
+    return Cell(text=shown.text(figure.value), value=figure.value, small=small)
 
 
 def change_cells(facts: Facts, task: str, metric: str, shown: Scale) -> list[Cell]:
@@ -123,19 +125,34 @@ def change_cells(facts: Facts, task: str, metric: str, shown: Scale) -> list[Cel
         return round(5 + (width * (value - low) / (high - low) if high > low else width / 2), 1)
 
     cells: list[Cell] = []
-    for change in found:
+    for row, change in zip(facts.subs, found, strict=True):
         if change is None:
             cells.append(Cell(text="–", value=None))
             continue
         whisker = None
         if all(math.isfinite(end) for end in (change.low, change.value, change.high)) and change.low < change.high:
             ends = (along(0), along(change.low), along(change.value), along(change.high))
-            clear = not change.low <= 0 <= change.high
+            clear = bool(change.p <= 1 - facts.rows[0].confidence)
             whisker = Whisker(zero=ends[0], low=ends[1], at=ends[2], high=ends[3], clear=clear)
-        small = span(shown, change.low, change.high, signed=True)
+        none = "no item differs" if change.value == 0 else alike(facts.found[row.spec.name, task].num_items)
+        small = span(shown, change.low, change.high, signed=True) or none
         text = shown.text(change.value, signed=True)
         cells.append(Cell(text=text, value=change.value, small=small, whisker=whisker))
     return cells
+
+
+def p_cells(facts: Facts, task: str, metric: str) -> list[Cell]:
+    """How likely chance is to make such differences, all those of the task in this figure together."""
+    found = [facts.change(row.spec.name, task, metric) for row in facts.subs]
+    ps = [None if change is None or math.isnan(change.p) else change.p for change in found]
+    return [Cell(text=p_text(p), value=p) for p in ps]
+
+
+def p_text(p: float | None) -> str:
+    """A p-value for people."""
+    if p is None:
+        return "–"
+    return f"{p:.3f}" if p >= 0.001 else "<0.001"
 
 
 def span(shown: Scale, low: float, high: float, *, signed: bool = False) -> str:
