@@ -20,11 +20,11 @@ def check_place(output: Path, *, key: str = "output") -> None:
         raise ConfigError(f"{key}: '{output}' cannot be made, '{there}' being read-only for you; choose another place")
 
 
-def check_run_directory(output: Path) -> None:
-    """Raise ConfigError unless ``output`` is a directory, or could be made one."""
-    check_place(output, key="trainer.output")
+def check_directory(output: Path, *, key: str = "output") -> None:
+    """Raise ConfigError unless ``output`` is a directory, or could be made one; ``key`` is where it was written."""
+    check_place(output, key=key)
     if output.exists() and not output.is_dir():
-        raise ConfigError(f"trainer.output: '{output}' is a file; give a directory")
+        raise ConfigError(f"{key}: '{output}' is a file; give a directory")
 
 
 def check_new_directory(output: Path, *, overwrite: bool | None = None) -> None:

@@ -43,7 +43,7 @@ from recipes.build import (
     towers_of_adapter,
 )  # fmt: skip
 from recipes.locate import find_checkpoint
-from recipes.output import check_place
+from recipes.output import check_directory
 from recipes.program import start
 from recipes.sweep_names import find_slices, find_tasks
 from trainer.config import Device, Precision, WandbMode
@@ -149,7 +149,7 @@ def measure(recipe: SweepRecipe) -> list[Row]:
     Raises:
         MatsliceError: A word, a file, the checkpoint or what is in ``output`` cannot be used.
     """
-    check_place(recipe.output)
+    check_directory(recipe.output)
     check_publishing(wandb=recipe.wandb, tensorboard=recipe.tensorboard)
     prepared = prepare(recipe)
     return measured(recipe, prepared, lambda: build_engine(recipe, prepared.parent, prepared.tasks, prepared.reference))

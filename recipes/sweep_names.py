@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
+from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError
 
 from model.config import TextConfig
 from model.errors import ConfigError, SliceError
@@ -108,7 +110,8 @@ def read_named(group: str, word: str, schema: type[Config]) -> Config:
     """
     known = choices(group)
     if word in known:
-        text, where = (resources.files("conf") / group / f"{word}.yaml").read_text(encoding="utf-8"), f"conf/{group}"
+        where = f"conf/{group}/{word}.yaml"
+        text = (resources.files("conf") / group / f"{word}.yaml").read_text(encoding="utf-8")
     elif Path(word).suffix in (".yaml", ".yml"):
         where = word
         try:
@@ -127,8 +130,22 @@ def read_named(group: str, word: str, schema: type[Config]) -> Config:
         OmegaConf.resolve(values)
         return as_config(values, schema)
     except (OmegaConfBaseException, YAMLError) as error:
-        told = str(error).splitlines()[0]
-        raise ConfigError(f"{where} ({word}): {told}; it must hold what conf/{group}/*.yaml hold") from None
+        raise ConfigError(f"{where}: {wrong_with(error, schema)}; it must hold what conf/{group}/*.yaml hold") from None
+
+
+def wrong_with(error: Exception, schema: type[Config]) -> str:
+    """What is the matter with a file, in a line: the key, and what is near it or allowed there."""
+    told, key = str(error).splitlines()[0], getattr(error, "full_key", None)
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1} is no YAML ({error.problem})"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{key} must be given"
+    if isinstance(error, ConfigKeyError) and key:
+        known = [one.name for one in fields(schema)]
+        near = difflib.get_close_matches(str(error.key), known, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else f"; there are {', '.join(known)}"
+        return f"there is no key '{key}'{hint if '.' not in key else ''}"
+    return f"{key}: {told}" if key else told
 
 
 def as_config(values: Any, schema: type[Config]) -> Config:

@@ -24,7 +24,7 @@ from model.slicing.spec import SliceSpec
 from model.tower_config import Modality
 from recipes.build import build_processor, find_config, refuse_beyond_positions, without_idle_towers
 from recipes.locate import find_checkpoint
-from recipes.output import check_run_directory
+from recipes.output import check_directory
 from recipes.sizes import resolve_sizes
 from recipes.train_recipe import Prepared, TrainRecipe
 from recipes.train_stream import open_stream, refuse_counting, tell_what_was_checked
@@ -61,7 +61,7 @@ def prepare(recipe: TrainRecipe) -> Prepared:
     Raises:
         MatsliceError: Something asked for cannot be done.
     """
-    check_run_directory(recipe.trainer.output)
+    check_directory(recipe.trainer.output, key="trainer.output")
     if recipe.data.streaming:
         refuse_counting(recipe.trainer)
     refuse_environment()

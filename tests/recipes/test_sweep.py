@@ -162,6 +162,15 @@ def test_what_cannot_be_swept_is_refused_before_weights_are_read(
     assert not (tmp_path / "out" / ROWS_FILE).exists()
 
 
+def test_a_file_in_the_place_of_results_is_told_before_tasks_are_read(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").write_text("kept", encoding="utf-8")
+    assert main([*words, f"output={tmp_path / 'out'}"]) == 2
+    assert capsys.readouterr().err == f"error: output: '{tmp_path / 'out'}' is a file; give a directory\n"
+    assert (tmp_path / "out").read_text(encoding="utf-8") == "kept"
+
+
 def test_a_task_without_its_tower_is_refused(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -107,7 +107,21 @@ def test_words_that_mean_no_task_are_refused(written: Any, told: str) -> None:
         find_tasks(written)
 
 
-def test_what_a_task_must_not_be_is_said_with_its_file(tmp_path: Path) -> None:
-    (tmp_path / "bad.yaml").write_text(TASK.replace("held_out", "essay"), encoding="utf-8")
-    with pytest.raises(ConfigError, match="essay"):
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (TASK.replace("held_out", "essay"), r"kind: Invalid value 'essay', expected one of \[held_out"),
+        (TASK + "metrics: [perplexty]\n", r"metrics\[0\]: Invalid value 'perplexty', expected one of .*perplexity"),
+        (TASK + "max_item: 3\n", "there is no key 'max_item'; did you mean 'max_items'"),
+        (TASK + "zzz: 3\n", "there is no key 'zzz'; there are name, kind, files"),
+        (TASK + "generation: {max_tokens: 3}\n", r"there is no key 'generation\.max_tokens'"),
+        ("kind: held_out\nfiles: [x]\n", "name must be given"),
+        ("name: [a\n", r"line 2 is no YAML \(expected "),
+        ("", "name must be given"),
+        ("- 1\n", "no keys with values"),
+    ],
+)
+def test_what_a_task_must_not_be_is_said_with_its_file(tmp_path: Path, content: str, told: str) -> None:
+    (tmp_path / "bad.yaml").write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"bad\.yaml: {told}.*; it must hold what conf/task/\*\.yaml hold"):
         find_tasks(str(tmp_path / "bad.yaml"))
