@@ -34,16 +34,25 @@ wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you'
 BARE = {word.replace("'", ""): word for word in CONTRACTIONS.split()}
 COMMA_IN_NUMBER = re.compile(r"(?<=\d),(?=\d)")
 PERIOD = re.compile(r"\.(?!\d)")  # but of a decimal, as .5
-PUNCTUATION = re.compile(r"[;/\[\]\"\u201c\u201d{}()=+\\_\-><@`,?!]")  # what the program takes: 5%, $5 and C# stay
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'  # what the program takes: 5%, $5 and C# stay
+SIGNS = SAME | str.maketrans("\u201c\u201d", '""')
 
 
 def plain_by_vqa(text: str) -> str:
     """The answer in lower case, its periods, articles and punctuation gone, its numbers in digits."""
-    text = unicodedata.normalize("NFC", text).lower().translate(SAME)
-    bare = PUNCTUATION.sub(" ", PERIOD.sub("", COMMA_IN_NUMBER.sub("", text))).split()
-    words = [DIGITS.get(word, word) for word in bare]
+    text = unicodedata.normalize("NFC", text).lower().translate(SIGNS)
+    words = [DIGITS.get(word, word) for word in PERIOD.sub("", without_punctuation(" ".join(text.split()))).split()]
     said = [word for word in words if word not in ARTICLES] or words or text.split()
     return " ".join(BARE.get(word.replace("'", ""), word) for word in said)
+
+
+def without_punctuation(text: str) -> str:
+    """The text with a space for each mark; nothing for one that stands beside a space, or in a text with 1,000."""
+    left = text
+    for mark in PUNCTUATION:
+        is_apart = f"{mark} " in text or f" {mark}" in text
+        left = left.replace(mark, "" if is_apart or COMMA_IN_NUMBER.search(text) else " ")
+    return left
 
 
 def vqa_accuracy(answer: str, given: Sequence[str]) -> float:
