@@ -85,14 +85,16 @@ def go_on(
     stop_ids: Collection[int],
     spec: SliceSpec | None = None,
     unsaid: Iterable[int] = (),
+    seeds: Sequence[int] = (),
 ) -> Generator[Int[Tensor, " batch"], None, None]:
     """Yield what ``generate`` does, where ``spec`` has read the prompts already; see ``Gemma3n.read_each``.
 
-    The model is to be in evaluation mode, and the prompts such as ``check_prompts`` lets pass.
+    The model is to be in evaluation mode, and the prompts such as ``check_prompts`` lets pass. With ``seeds``, one for
+    each row, what is drawn for a row is the same in whatever batch it is; without, ``sampling.seed`` draws for all.
     """
     config, device = model.config.text, so_far.hidden.device
     never = torch.tensor([*ids_of_media(model.config), *unsaid], dtype=torch.long, device=device)
-    random = torch.Generator().manual_seed(sampling.seed)
+    random = [torch.Generator().manual_seed(seed) for seed in seeds or (sampling.seed,)]
     stops = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device)
     stopped = torch.zeros(len(so_far.hidden), dtype=torch.bool, device=device)
     for left in reversed(range(sampling.max_new_tokens)):

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the next token is chosen: pure functions of scores, a config and a random generator."""
+"""How the next token is chosen: pure functions of scores, a config and random generators."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,15 +39,22 @@ class SamplingConfig:
 
 
 def choose(
-    logits: Float[Tensor, "batch vocab"], sampling: SamplingConfig, random: torch.Generator
+    logits: Float[Tensor, "batch vocab"], sampling: SamplingConfig, random: Sequence[torch.Generator]
 ) -> Int[Tensor, " batch"]:
-    """One token per row: the best one at temperature 0, else a draw among the tokens ``sampling`` leaves."""
+    """One token per row: the best one at temperature 0, else a draw among the tokens ``sampling`` leaves.
+
+    Args:
+        logits: The scores.
+        sampling: How to choose.
+        random: What draws: one for each row, whose draws then are the same in whatever batch it is, or one for all.
+    """
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
     logits = keep_top_p(keep_top_k(logits / sampling.temperature, sampling.top_k), sampling.top_p)
     # Drawn on the CPU, so that a seed means the same on every device.
     probabilities = logits.softmax(dim=-1).to("cpu", torch.float64)
-    return torch.multinomial(probabilities, 1, generator=random).squeeze(1).to(logits.device)
+    parts = zip(probabilities.tensor_split(len(random)), random, strict=True)
+    return torch.cat([torch.multinomial(rows, 1, generator=own) for rows, own in parts]).squeeze(1).to(logits.device)
 
 
 def without(logits: Float[Tensor, "batch vocab"], ids: Int[Tensor, " ids"]) -> Float[Tensor, "batch vocab"]:

@@ -200,18 +200,26 @@ class Engine:
         return [found[spec.shape] for spec in specs]
 
     def continued(
-        self, prompts: Inputs, specs: Sequence[SliceSpec], *, sampling: SamplingConfig, stop_ids: Collection[int]
+        self,
+        prompts: Inputs,
+        specs: Sequence[SliceSpec],
+        *,
+        sampling: SamplingConfig,
+        stop_ids: Collection[int],
+        seeds: Sequence[int] = (),
     ) -> Iterator[tuple[Shape, Iterator[Int[Tensor, " batch"]]]]:
         """How each sub-model that differs goes on, token by token, as ``model.generation.generate.generate`` says it.
 
         Layers that sub-models begin with alike read the prompts once for all. What one has read is forgotten when the
-        next is asked for, so the tokens of each are to be taken before that.
+        next is asked for, so the tokens of each are to be taken before that. ``seeds`` are those of rows, if any.
         """
         check_prompts(prompts, sampling, self.gemma.config.text.max_position_embeddings)
         wanted = list(distinct(specs).values())
         for number, read in self.gemma.read_each(prompts.to(self.device), wanted, kept_bytes=self.kept_bytes):
             spec = wanted[number]
-            steps = go_on(self.model, read, sampling=sampling, stop_ids=stop_ids, spec=spec, unsaid=self.unsaid)
+            steps = go_on(
+                self.model, read, sampling=sampling, stop_ids=stop_ids, spec=spec, unsaid=self.unsaid, seeds=seeds
+            )
             del read  # each step makes another
             yield spec.shape, steps
             steps.close()  # with what it has read, wherever its text came to an end

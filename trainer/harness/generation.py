@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -153,9 +153,9 @@ class Endings:
         return found
 
 
-def seed_of(seed: int, prompts: Sequence[Sequence[int]]) -> int:
-    """What draws the tokens of a batch: another batch gets other draws, the same one the same ones."""
-    return int.from_bytes(hashlib.sha256(json.dumps([seed, [list(ids) for ids in prompts]]).encode()).digest()[:7])
+def seed_of(seed: int, prompt: Sequence[int], turn: int) -> int:
+    """What draws the tokens behind a prompt when it is asked for that time; the batch it is in does not matter."""
+    return int.from_bytes(hashlib.sha256(json.dumps([seed, turn, list(prompt)]).encode()).digest()[:7])
 
 
 def answers(
@@ -165,18 +165,22 @@ def answers(
     *,
     asked: Asked,
     stop_ids: Collection[int],
+    turns: Sequence[int],
 ) -> list[list[str]]:
     """How each sub-model goes on with each of one batch of prompts, which are all asked alike.
+
+    Where tokens are drawn, ``turns`` has of each prompt how often it was asked before: each time others are drawn.
 
     Raises:
         InputError: As of ``model.generation.generate.generate``.
     """
     tokenizer = engine.tokenizer
     endings = Endings.of(asked.ends, stop_ids, tokenizer)
-    sampling = replace(asked.sampling, seed=seed_of(asked.sampling.seed, prompts))
+    sampling = asked.sampling
+    seeds = [seed_of(sampling.seed, prompt, turn) for prompt, turn in zip(prompts, turns, strict=True)]
     found: dict[Shape, list[str]] = {}
     inputs = pad_left(prompts, tokenizer.pad_id)
-    for shape, steps in engine.continued(inputs, specs, sampling=sampling, stop_ids=endings.ids):
+    for shape, steps in engine.continued(inputs, specs, sampling=sampling, stop_ids=endings.ids, seeds=seeds):
         found[shape] = said_until(endings, steps, len(prompts))
     return [found[spec.shape] for spec in specs]
 

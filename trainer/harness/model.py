@@ -15,7 +15,7 @@ import torch
 
 from model.slicing.spec import SliceSpec
 from trainer.harness.chat import Chat
-from trainer.harness.requests import Asking, Request, RequestKind, Requests
+from trainer.harness.requests import Asking, Request, RequestKind, Requests, in_turn
 
 PARTS = 10  # how often it is told how far it is
 
@@ -74,10 +74,9 @@ class HarnessModel:
 
     def answers(self, kind: RequestKind, requests: Sequence[Instance]) -> list[Any]:
         """What is answered, in order; answers are kept where the harness keeps them."""
-        wanted = [
-            self.requests.of(kind, one.args, f"lm_eval: {kind} request {number}")
-            for number, one in enumerate(requests)
-        ]  # fmt: skip
+        wanted = in_turn(
+            self.requests.of(kind, one.args, f"lm_eval: {kind} request {number}") for number, one in enumerate(requests)
+        )
         progress = Progress(f"{kind} requests", sum(request.weight for request in wanted if has_work(request)))
         asking = Asking(
             engine=self.asking.engine, stop_ids=self.asking.stop_ids, batch_size=self.asking.batch_size,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -41,12 +42,14 @@ class Request:
         rows: What is scored; of one text behind another a single row.
         prompt: What is continued.
         asked: How it is.
+        turn: How often the same was asked before, as where several answers are wanted; see ``in_turn``.
     """
 
     kind: RequestKind
     rows: tuple[TokenRow, ...] = ()
     prompt: tuple[int, ...] = ()
     asked: Asked | None = None
+    turn: int = 0
 
     @property
     def length(self) -> int:
@@ -138,7 +141,8 @@ class Asking:
                 answers_of[place] = answer_of(requests[place].kind, rows)
         for places, asked in self.alike(requests):
             prompts = [requests[place].prompt for place in places]
-            said = answers(self.engine, prompts, specs, asked=asked, stop_ids=self.stop_ids)
+            turns = [requests[place].turn for place in places]
+            said = answers(self.engine, prompts, specs, asked=asked, stop_ids=self.stop_ids, turns=turns)
             for answers_of, texts in zip(found, said, strict=True):
                 for place, text in zip(places, texts, strict=True):
                     answers_of[place] = text
@@ -185,6 +189,19 @@ def answer_of(kind: RequestKind, scores: Sequence[RowScore]) -> Answer:
     if kind is RequestKind.loglikelihood_rolling:
         return likelihood
     return likelihood, all(score.right == score.tokens for score in scores)
+
+
+def in_turn(requests: Iterable[Request]) -> list[Request]:
+    """The requests, each knowing how often the same prompt is asked before it."""
+    before: Counter[tuple[tuple[int, ...], str]] = Counter()
+    found = []
+    for request in requests:
+        if request.asked is not None:
+            key = request.prompt, request.asked.key
+            request = replace(request, turn=before[key])  # noqa: PLW2901
+            before[key] += 1
+        found.append(request)
+    return found
 
 
 def batched(places: Sequence[int], size: int) -> Iterable[list[int]]:

@@ -25,7 +25,7 @@ from trainer.harness.encoding import Encoding, longest_first
 from trainer.harness.generation import Usual
 from trainer.harness.library import document_hash, first_line, load_tasks, seeded_alike
 from trainer.harness.metrics import PLAIN, metrics_of
-from trainer.harness.requests import Answer, Asking, Request, Requests, hash_of
+from trainer.harness.requests import Answer, Asking, Request, Requests, hash_of, in_turn
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +212,9 @@ def documents_of(theirs: Any, config: HarnessConfig, requests: Requests, label: 
     by_document: dict[int, list[Any]] = {}
     for instance in theirs.instances:
         by_document.setdefault(instance.doc_id, []).append(instance)
-    return [item_of(f"{label}:{number}", asked, requests) for number, asked in by_document.items()]
+    items = [item_of(f"{label}:{number}", asked, requests) for number, asked in by_document.items()]
+    coming = iter(in_turn(request for item in items for request in item.requests))
+    return [dataclasses.replace(item, requests=tuple(next(coming) for _ in item.requests)) for item in items]
 
 
 def item_of(where: str, asked: Sequence[Any], requests: Requests) -> Item:

@@ -19,11 +19,11 @@ def kept(logits: Tensor) -> list[list[int]]:
 
 def draws(sampling: SamplingConfig, num: int = 200) -> set[int]:
     random = torch.Generator().manual_seed(sampling.seed)
-    return {int(choose(LOGITS[:1], sampling, random)) for _ in range(num)}
+    return {int(choose(LOGITS[:1], sampling, [random])) for _ in range(num)}
 
 
 def test_temperature_zero_takes_the_best_token() -> None:
-    assert choose(LOGITS, SamplingConfig(), torch.Generator()).tolist() == [0, 2]
+    assert choose(LOGITS, SamplingConfig(), [torch.Generator()]).tolist() == [0, 2]
 
 
 def test_top_k_keeps_the_k_best() -> None:
@@ -57,10 +57,18 @@ def test_every_token_is_drawn_without_limits() -> None:
 
 def test_draws_follow_the_probabilities() -> None:
     random = torch.Generator().manual_seed(0)
-    many = choose(LOGITS[:1].expand(20_000, -1), SamplingConfig(temperature=1.0), random)
+    many = choose(LOGITS[:1].expand(20_000, -1), SamplingConfig(temperature=1.0), [random])
     shares = many.bincount(minlength=4) / len(many)
     # 20,000 draws: a share's standard error is at most 0.0036.
     torch.testing.assert_close(shares, LOGITS[0].exp(), atol=0.015, rtol=0)
+
+
+def test_a_row_that_draws_for_itself_draws_the_same_in_any_batch() -> None:
+    sampling, many = SamplingConfig(temperature=1.0), LOGITS.repeat(20, 1)
+    together = choose(many, sampling, [torch.Generator().manual_seed(row) for row in range(40)]).tolist()
+    alone = [int(choose(many[row : row + 1], sampling, [torch.Generator().manual_seed(row)])) for row in range(40)]
+    assert together == alone
+    assert len(set(together[::2])) > 2  # of one row, drawn twenty times
 
 
 def test_a_low_temperature_favours_the_best_token() -> None:

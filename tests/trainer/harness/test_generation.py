@@ -80,15 +80,15 @@ def test_a_special_token_ends_an_answer_though_no_text_shows_it() -> None:
 
 def test_an_answer_is_the_whole_one_up_to_its_end_however_early_it_is_left() -> None:
     engine = engine_of(MODEL)
-    prompts = [tokenizer().encode_marked(text) for text in PROMPTS]
+    prompts, turns = [tokenizer().encode_marked(text) for text in PROMPTS], [0] * len(PROMPTS)
     long = asked_of({"max_gen_toks": 16}, USUAL, "here")
-    (whole,) = answers(engine, prompts, [FULL], asked=long, stop_ids={1, 6})
+    (whole,) = answers(engine, prompts, [FULL], asked=long, stop_ids={1, 6}, turns=turns)
     for text in whole:
         end = text[len(text) // 2 :][:2]
         short = asked_of({"max_gen_toks": 16, "until": [end]}, USUAL, "here")
-        cut, other = answers(engine, prompts, [FULL, SHORT], asked=short, stop_ids={1, 6})
+        cut, other = answers(engine, prompts, [FULL, SHORT], asked=short, stop_ids={1, 6}, turns=turns)
         assert cut == [one.partition(end)[0] for one in whole]
-        assert [other] == answers(engine, prompts, [SHORT], asked=short, stop_ids={1, 6})
+        assert [other] == answers(engine, prompts, [SHORT], asked=short, stop_ids={1, 6}, turns=turns)
 
 
 @pytest.mark.parametrize("spec", [FULL, SHORT], ids=lambda spec: spec.name)
@@ -107,3 +107,16 @@ def test_drawn_answers_are_the_same_for_a_seed_and_others_for_another() -> None:
     assert found == harness_model(MODEL, seed=1).generate_until(requests)
     assert found != harness_model(MODEL, seed=2).generate_until(requests)
     assert len(set(found)) == 4  # one asked several times, in two batches
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 7, 16])
+def test_what_is_drawn_does_not_depend_on_the_batch(batch_size: int) -> None:
+    drawn = {"max_gen_toks": 12, "temperature": 1.0}
+    requests = asked(
+        *[("The value", drawn)] * 8, *[(text, drawn) for text in PROMPTS], ("The value", {"max_gen_toks": 3})
+    )
+    found = harness_model(MODEL, seed=1, batch_size=batch_size).generate_until(requests)
+    assert len(set(found[:9])) == 9  # as often as it is asked, also apart from the others
+    assert found == harness_model(MODEL, seed=1, batch_size=5).generate_until(requests)
+    first = harness_model(MODEL, seed=1, batch_size=batch_size).generate_until(requests[:2])
+    assert first == found[:2]  # more draws leave the first ones
