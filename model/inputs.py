@@ -49,6 +49,10 @@ class Images:
         """The same images on another device."""
         return Images(pixels=self.pixels.to(device))
 
+    def at(self, places: Sequence[int]) -> Images:
+        """The images at these places, in this order."""
+        return Images(pixels=self.pixels[list(places)])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Audio:
@@ -99,6 +103,10 @@ class Audio:
         """The same clips on another device."""
         return Audio(frames=self.frames.to(device), mask=self.mask.to(device))
 
+    def at(self, places: Sequence[int]) -> Audio:
+        """The clips at these places, in this order."""
+        return Audio(frames=self.frames[list(places)], mask=self.mask[list(places)])
+
 
 def has_padding_before_frames(mask: Bool[Tensor, "clips frames"]) -> Bool[Tensor, " clips"]:
     """Which clips break the rule that real frames come first."""
@@ -132,6 +140,10 @@ class SoftTokens:
     def to(self, device: torch.device | str) -> SoftTokens:
         """The same soft tokens on another device."""
         return SoftTokens(features=self.features.to(device), mask=self.mask.to(device))
+
+    def at(self, places: Sequence[int]) -> SoftTokens:
+        """Those of the items at these places, in this order."""
+        return SoftTokens(features=self.features[list(places)], mask=self.mask[list(places)])
 
 
 @dataclass(frozen=True, kw_only=True)

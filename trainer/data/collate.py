@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from model.errors import InputError
+from model.generation.generate import pad_left
 from model.inputs import Audio, Images, Inputs, SoftTokens
 from model.processor.media import Picture, Recording
 from model.processor.processor import Processor
@@ -62,15 +66,27 @@ class Collator:
                 documents[index, end:] += 1
             mask[index, :end] = True
         rows = [row for pack in packs for row in pack]
+        # A row alone is not said to be one: then its padding is not either, and nothing has to be looked at.
+        packed = len(rows) > len(packs)
+        return self.with_media(Inputs(ids=ids, mask=mask, documents=documents if packed else None), labels, rows)
+
+    def prompts(self, rows: Sequence[TokenRow]) -> Batch:
+        """One batch of all tokens of ``rows``, ending together, to be gone on with; there are no labels.
+
+        Raises:
+            InputError: A medium cannot be decoded; the row it is in is named.
+        """
+        inputs = pad_left([row.ids.tolist() for row in rows], self.pad_id)
+        return self.with_media(inputs, torch.full_like(inputs.ids, IGNORED), rows)
+
+    def with_media(self, inputs: Inputs, labels: Int[Tensor, "batch seq"], rows: Sequence[TokenRow]) -> Batch:
+        """A batch of rows of tokens, their media decoded."""
         pictures = [(row, picture) for row in rows for picture in row.pictures]
         recordings = [(row, recording) for row in rows for recording in row.recordings]
         seen, heard = self.known(pictures), self.known(recordings)
         images, audio = self.images(unknown(pictures, seen)), self.audio(unknown(recordings, heard))
-        # A row alone is not said to be one: then its padding is not either, and nothing has to be looked at.
-        packed = len(rows) > len(packs)
-        inputs = Inputs(ids=ids, mask=mask, images=images, audio=audio, documents=documents if packed else None)
         return Batch(
-            inputs, labels, len(rows),
+            dataclasses.replace(inputs, images=images, audio=audio), labels, len(rows),
             pictures=tuple(picture for _, picture in pictures), recordings=tuple(sound for _, sound in recordings),
             seen=seen, heard=heard,
         )  # fmt: skip
@@ -82,7 +98,7 @@ class Collator:
         assert self.processor is not None
         assert self.processor.images is not None, "rows with pictures are refused where there is no tower for them"
         decode = self.processor.images
-        return Images(pixels=torch.stack([named(decode, row, picture) for row, picture in media]))
+        return Images(pixels=torch.stack(once(decode, media)))
 
     def audio(self, media: Sequence[tuple[TokenRow, Recording]]) -> Audio | None:
         """Recordings decoded, in order."""
@@ -91,17 +107,26 @@ class Collator:
         assert self.processor is not None
         assert self.processor.audio is not None, "rows with recordings are refused where there is no tower for them"
         decode = self.processor.audio
-        return Audio.of([named(decode, row, recording) for row, recording in media])
+        return Audio.of(once(decode, media))
 
     def known(self, media: Sequence[tuple[TokenRow, Picture | Recording]]) -> tuple[SoftTokens | None, ...]:
         """The soft tokens that are kept of each of ``media``; nothing where none are kept at all."""
         cache = self.cache
-        return () if cache is None else tuple(named(cache.read, row, medium) for row, medium in media)
+        return () if cache is None else tuple(once(cache.read, media))
 
 
 def unknown(media: Sequence[Medium], known: Sequence[SoftTokens | None]) -> list[Medium]:
     """Those of ``media`` that have to be decoded."""
     return [medium for medium, soft in zip(media, known, strict=True) if soft is None] if known else list(media)
+
+
+def once(read: Callable[[Medium], Read], media: Sequence[tuple[TokenRow, Medium]]) -> list[Read]:
+    """What is read of each of ``media``; one that stands there several times is read once."""
+    found: dict[Medium, Read] = {}
+    for row, medium in media:
+        if medium not in found:
+            found[medium] = named(read, row, medium)
+    return [found[medium] for _, medium in media]
 
 
 def named(read: Callable[[Medium], Read], row: TokenRow, medium: Medium) -> Read:

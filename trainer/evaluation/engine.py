@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One model in memory, asked as many of its sub-models: what they make of rows whose answers are known, what they say.
 
-Towers run once for all sub-models and, where answers are known, embeddings too, and layers once for those that begin
-alike. What is found under one is, to the last bit, what would be found if it were asked alone with the same batches.
+Towers and embeddings run once for all sub-models, and layers once for those that begin alike, be it that answers are
+known or that prompts are read. Rows of a batch that differ in nothing that is read are read once. What is found under
+one sub-model is, to the last bit, what would be found if it were asked alone with the same batches.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from model.inputs import Inputs
 from model.processor.tokenizer import Tokenizer
 from model.slicing.spec import Shape, SliceSpec
 from trainer.data.ahead import with_table_rows
-from trainer.data.batch import IGNORED, Batch
 from trainer.data.collate import Collator
 from trainer.data.supervise import TokenRow
 from trainer.evaluation.consistency import divergences
+from trainer.evaluation.prepared import Prepared
 from trainer.loss import TokenScores, token_scores
 from trainer.soft_tokens import SharedTowers
 
@@ -113,36 +114,35 @@ class Engine:
         """
         return self.score_batch(self.batch_of(rows), specs)
 
-    def batch_of(self, rows: Sequence[TokenRow]) -> Batch:
+    def batch_of(self, rows: Sequence[TokenRow]) -> Prepared:
         """The rows as one batch; what this takes needs no model, so it can be done ahead.
 
         Raises:
             InputError: A medium cannot be decoded.
         """
-        return with_table_rows(self.collator(rows), self.gemma.per_layer_table)
+        table = self.gemma.per_layer_table
+        return Prepared.of(rows, lambda different: with_table_rows(self.collator(different), table))
 
     @torch.no_grad()
-    def score_batch(self, prepared: Batch, specs: Sequence[SliceSpec]) -> list[list[RowScore]]:
+    def score_batch(self, prepared: Prepared, specs: Sequence[SliceSpec]) -> list[list[RowScore]]:
         """As ``score``, of a batch of rows."""
-        batch = self.towers.encode(prepared.to(self.device))
-        labelled = batch.labels != IGNORED
-        lengths = labelled.sum(dim=1).tolist()
+        asked = prepared.to(self.device)
+        inputs = self.towers.encode(asked.batch).inputs
         wanted = distinct(specs if self.reference is None else (self.reference, *specs))
         softcap = self.gemma.config.text.final_logit_softcapping
         reference: Answers | None = None
         early: dict[int, Answers] = {}  # of those that end where the reference goes on
         found: dict[Shape, list[RowScore]] = {}
         shapes = list(wanted)
-        for number, hidden in self.gemma.hidden_of_each(
-            batch.inputs, list(wanted.values()), kept_bytes=self.kept_bytes
-        ):
-            scores = token_scores(hidden, self.gemma.head_weight, batch.labels, softcap=softcap)
-            early[number] = Answers(hidden[labelled], scores)
+        for number, hidden in self.gemma.hidden_of_each(inputs, list(wanted.values()), kept_bytes=self.kept_bytes):
+            own = hidden[asked.reads, asked.columns]
+            scores = token_scores(own[None], self.gemma.head_weight, asked.answers[None], softcap=softcap)
+            early[number] = Answers(own, scores)
             if self.reference is not None and number == 0:
                 reference = early[number]
             if self.reference is None or reference is not None:
                 for waiting in list(early):
-                    found[shapes[waiting]] = self.by_row(early.pop(waiting), reference, lengths)
+                    found[shapes[waiting]] = self.by_row(early.pop(waiting), reference, asked.lengths)
         return [found[spec.shape] for spec in specs]
 
     def by_row(self, answers: Answers, reference: Answers | None, lengths: Sequence[int]) -> list[RowScore]:
@@ -180,13 +180,22 @@ class Engine:
             for row in range(rows)
         ]  # fmt: skip
 
+    @torch.no_grad()
+    def prompts_of(self, rows: Sequence[TokenRow]) -> Inputs:
+        """All tokens of rows as one batch of prompts, padded on the left, with soft tokens for their media.
+
+        Raises:
+            InputError: A medium cannot be decoded.
+        """
+        return self.towers.encode(self.collator.prompts(rows).to(self.device)).inputs
+
     def generate(
         self, prompts: Inputs, specs: Sequence[SliceSpec], *, sampling: SamplingConfig, stop_ids: Collection[int]
     ) -> list[list[str]]:
         """How each sub-model goes on with each prompt: a list of texts per spec, without what ended them.
 
         Args:
-            prompts: Padded on the left, media decoded; see ``model.generation.generate.pad_left``.
+            prompts: Padded on the left, media decoded or encoded; see ``prompts_of``.
             specs: The sub-models.
             sampling: How tokens are chosen, and how many there may be.
             stop_ids: What ends a text.

@@ -18,14 +18,11 @@ from typing import Any
 import torch
 
 from model.errors import InputError
-from model.generation.generate import pad_left
 from model.generation.sampling import SamplingConfig
-from model.inputs import Inputs
 from model.processor.chat import Message, Role
 from model.processor.processor import Processor
 from model.slicing.spec import SliceSpec
 from model.tower_config import Modality
-from trainer.data.collate import Collator
 from trainer.data.example import Example
 from trainer.data.faults import Fault, raise_faults
 from trainer.data.formats.known import check_columns, in_their_words
@@ -77,7 +74,7 @@ class GenerationTask:
             InputError: A medium cannot be decoded; the row it is in is named.
         """
         asked = [self.prompts[index] for index in batch]
-        inputs = inputs_of([item.prompt for item in asked], engine.collator)
+        inputs = engine.prompts_of([item.prompt for item in asked])
         found = engine.generate(inputs, specs, sampling=self.sampling, stop_ids=self.stop_ids)
         return [[self.compared(text, item) for text, item in zip(texts, asked, strict=True)] for texts in found]
 
@@ -87,14 +84,6 @@ class GenerationTask:
         for name in (MetricName(metric.name) for metric in self.metrics):
             values[name] = COMPARE[name](answer, item.accepted, form_of(name, normalise=self.normalise))
         return values
-
-
-def inputs_of(prompts: Sequence[TokenRow], collator: Collator) -> Inputs:
-    """A batch of prompts, padded on the left, their media decoded."""
-    pictures = [(prompt, picture) for prompt in prompts for picture in prompt.pictures]
-    recordings = [(prompt, recording) for prompt in prompts for recording in prompt.recordings]
-    inputs = pad_left([prompt.ids.tolist() for prompt in prompts], collator.pad_id)
-    return dataclasses.replace(inputs, images=collator.images(pictures), audio=collator.audio(recordings))
 
 
 def generation_task(config: TaskConfig, processor: Processor, metrics: Sequence[MetricName]) -> GenerationTask:

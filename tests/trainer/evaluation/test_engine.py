@@ -122,13 +122,14 @@ def media_engine(model: Gemma3n | PeftModel, **changes: Any) -> Engine:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kept_bytes", [0, 1 << 30])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("kind", ["text", "media", "adapter"])
+@pytest.mark.parametrize(
+    ("kind", "temperature", "kept_bytes"),
+    [("text", 0.0, 0), ("text", 1.0, 1 << 30), ("media", 0.0, 1 << 30), ("adapter", 1.0, 0)],
+)
 def test_what_is_generated_is_what_each_sub_model_would_say(kind: str, temperature: float, kept_bytes: int) -> None:
     model = {"text": tiny_model, "media": lambda: tiny_model(tiny_multimodal_config()), "adapter": adapted}[kind]()
     engine = text_engine(kept_bytes=kept_bytes) if kind == "text" else media_engine(model, kept_bytes=kept_bytes)
-    sampling = SamplingConfig(max_new_tokens=6, temperature=temperature, seed=3)
+    sampling = SamplingConfig(max_new_tokens=5, temperature=temperature, seed=3)
     prompts = pad_left([row.ids[: 4 + 7 * place].tolist() for place, row in enumerate(ROWS)], 0)  # past the window
     if kind != "text":
         prompts = tiny_multimodal_inputs(base_of(model).config, "text image text audio text", "audio text")
