@@ -12,9 +12,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from model.slicing.official import official
 from model.slicing.plan import check_context
 from model.slicing.spec import Shape, SliceSpec
 from model.tower_config import Modality
-from recipes.build import fingerprint_of
+from recipes.build import find_device, fingerprint_of
 from recipes.locate import find_checkpoint
 from recipes.output import check_place
 from recipes.program import start
@@ -43,10 +45,10 @@ from recipes.sweep import (
     measured,
 )  # fmt: skip
 from trainer.checkpoint import write_whole
-from trainer.config import Device, Precision
+from trainer.config import Device, Precision, WandbMode
 from trainer.evaluation.engine import Engine
 from trainer.evaluation.held_out_task import HeldOutTask, held_out_task
-from trainer.evaluation.splits import digest_of, split
+from trainer.evaluation.splits import digest_of, origin_of, split
 from trainer.evaluation.statistics import StatisticsConfig
 from trainer.evaluation.task_config import TaskConfig, TaskKind
 from trainer.locking import lock
@@ -54,20 +56,21 @@ from trainer.search.cost import CostConfig, Costs, Resource, exact_costs
 from trainer.search.evaluator import Evaluator
 from trainer.search.latency import LatencyConfig, Stopwatch, latency_costs
 from trainer.search.measured import Measured
-from trainer.search.methods import SearchMethod
+from trainer.search.methods import SearchMethod, check_evaluations
 from trainer.search.problem import Problem
 from trainer.search.result import SearchResult, slice_file, written_slices
 from trainer.search.search import search
 from trainer.search.space import Space, SpaceConfig
 from trainer.sweep.identity import refuse_another
 from trainer.sweep.page.page import PAGE_FILE
+from trainer.sweep.publish import check_publishing
 from trainer.sweep.row import spec_of
-from trainer.sweep.store import ROWS_FILE, taken
+from trainer.sweep.store import ROWS_FILE, SWEEP_FILE, taken
 
 ROOM = 1.02  # of a measured time: the next measurement may be a little longer
 SEARCH, CALIBRATION, REPORT = "search", "calibration", "report"
 SETTINGS_FILE, RESULT_FILE, MEASURED_FILE = "searched.json", "search.json", "measured.jsonl"
-SLICES = "slice"  # the last is a group for --config-dir
+SLICES, CUT = "slice", "cut"  # the first is a group for --config-dir; what is cut by its files may go into the second
 
 
 @dataclass(kw_only=True, slots=True)
@@ -77,7 +80,7 @@ class SearchRecipe:
     checkpoint: str  # directory or hub name of published weights
     files: list[str]  # files of rows (jsonl, json, parquet, csv, tsv, arrow, txt), directories, hub names
     output: Path  # directory of the results
-    budget: list[float] = field(default_factory=list)  # limits of cost.resource; empty = num_budgets of them, evenly
+    budget: Any = field(default_factory=list)  # a limit of cost.resource or a list; empty = num_budgets, evenly
     num_budgets: int = 8
     method: SearchMethod = SearchMethod.surrogate
     max_evaluations: int = 100  # sub-models measured on the split that is searched
@@ -90,6 +93,7 @@ class SearchRecipe:
     cost: CostConfig = field(default_factory=CostConfig)
     latency: LatencyConfig = field(default_factory=LatencyConfig)  # of cost.resource=latency_seconds
     official: bool = True  # report Google's sub-models beside what was found
+    report_frontier: bool = True  # report all of the frontier, not only what is the best of some budget
     statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
     adapter_path: Path | None = None  # directory of a trained adapter
     merge: bool = True  # fold the adapter into the weights first, as slices that are shipped have it; takes less time
@@ -103,8 +107,12 @@ class SearchRecipe:
     precision: Precision = Precision.fp32
     device: Device = Device.auto
     threads: int | None = None  # of the processor; null leaves it to torch
+    wandb: WandbMode = WandbMode.off  # off, offline or online: a table and plots of the report there
+    wandb_project: str = "matslice"
+    tensorboard: bool = False  # figures of the report for TensorBoard, in output
 
     def __post_init__(self) -> None:
+        self.budget = numbers_of("budget", self.budget)
         for key in ("num_budgets", "max_evaluations", "top_k"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key} is {getattr(self, key)}; it must be at least 1")
@@ -117,39 +125,66 @@ class SearchRecipe:
             raise ConfigError(f"seed is {self.seed}; it must be 0 or more")
 
 
+def numbers_of(key: str, written: Any) -> list[float]:
+    """One number, or several, as a list; ConfigError if it is neither."""
+    several = [] if written is None else list(written) if isinstance(written, Sequence) else [written]
+    if isinstance(written, str) or any(isinstance(one, bool) or not isinstance(one, int | float) for one in several):
+        raise ConfigError(f"{key} is {written!r}; write a number, or several as in {key}=[2.5e9,3e9]")
+    return [float(one) for one in several]
+
+
 def run(recipe: SearchRecipe) -> None:
     """Search, report, and print what was found."""
     check_place(recipe.output)
-    if not recipe.resume and any((recipe.output / name).exists() for name in (SETTINGS_FILE, ROWS_FILE)):
+    check_beside(recipe)
+    check_publishing(wandb=recipe.wandb, tensorboard=recipe.tensorboard)
+    sweeping = as_sweep(recipe)
+    parent = find_parent(sweeping)
+    space = Space.of(recipe.space, parent.config.text)
+    # Before anything is read or loaded that takes long
+    if recipe.cost.resource is Resource.latency_seconds:
+        check_context(parent.config.text, recipe.latency.context_tokens + recipe.latency.new_tokens)
+        num_budgets = len(set(recipe.budget)) or recipe.num_budgets
+    else:
+        num_budgets = len(set(budgets_of(recipe, exact_costs(space, parent.config, recipe.cost))))
+    check_evaluations(recipe.method, space, num_budgets, recipe.max_evaluations)
+    splits = splits_of(recipe, parent)
+    settings = settings_of(recipe, parent, splits)
+
+    @cache
+    def engine() -> Engine:
+        """The model, loaded when something is to be measured."""
+        return build_engine(sweeping, parent, list(splits.values()), None)
+
+    recipe.output.mkdir(parents=True, exist_ok=True)
+    with lock(recipe.output, taken(recipe.output)):
+        claim(recipe.output / SETTINGS_FILE, settings)
+        if not (recipe.output / RESULT_FILE).exists():
+            write(recipe, look(recipe, engine(), splits, space, parent.config), parent)
+    found = json.loads((recipe.output / RESULT_FILE).read_text(encoding="utf-8"))
+    full = SliceSpec.full(parent.config.text)
+    beside = [one.spec for one in official(parent.config.text)] if recipe.official else []
+    told = [*found["picks"], *(found["frontier"] if recipe.report_frontier else ())]
+    specs = {spec.name: spec for spec in (full, *beside, *(spec_of(one["spec"]) for one in told))}
+    prepared = Prepared(parent, [splits[REPORT]], list(specs.values()), full, {"searched": settings}, program="search")
+    measured(sweeping, prepared, lambda: dataclasses.replace(engine(), reference=full))
+    show(recipe, found)
+
+
+def check_beside(recipe: SearchRecipe) -> None:
+    """Raise ConfigError if the directory of the results holds what is not to be gone on with."""
+    searched = (recipe.output / SETTINGS_FILE).exists()
+    swept = any((recipe.output / name).exists() for name in (SWEEP_FILE, ROWS_FILE))
+    if (searched or swept) and not recipe.resume:
         raise ConfigError(
             f"output: '{recipe.output}' already holds a search or a sweep; go on with a search by resume=true beside"
             " all that it was begun with, or choose another directory"
         )
-    sweeping = as_sweep(recipe)
-    parent = find_parent(sweeping)
-    space = Space.of(recipe.space, parent.config.text)
-    if recipe.cost.resource is Resource.latency_seconds:
-        check_context(parent.config.text, recipe.latency.context_tokens + recipe.latency.new_tokens)
-    else:  # before anything is read or loaded that takes long
-        budgets_of(recipe, exact_costs(space, parent.config, recipe.cost))
-    splits = splits_of(recipe, parent)
-    settings = {
-        **settings_of(recipe), **computed_by(parent, list(splits.values())),
-        "rows": {name: one.fingerprint for name, one in splits.items()},
-    }  # fmt: skip
-    recipe.output.mkdir(parents=True, exist_ok=True)
-    with lock(recipe.output, taken(recipe.output)):
-        claim(recipe.output / SETTINGS_FILE, settings)
-        engine = build_engine(sweeping, parent, list(splits.values()), None)
-        if not (recipe.output / RESULT_FILE).exists():
-            write(recipe, look(recipe, engine, splits, space, parent.config), parent)
-    found = json.loads((recipe.output / RESULT_FILE).read_text(encoding="utf-8"))
-    full = SliceSpec.full(parent.config.text)
-    beside = [one.spec for one in official(parent.config.text)] if recipe.official else []
-    specs = {spec.name: spec for spec in (full, *beside, *(spec_of(pick["spec"]) for pick in found["picks"]))}
-    prepared = Prepared(parent, [splits[REPORT]], list(specs.values()), full, {"searched": settings})
-    measured(sweeping, prepared, lambda: dataclasses.replace(engine, reference=full))
-    show(recipe, found)
+    if swept and not searched:
+        raise ConfigError(
+            f"output: '{recipe.output}' holds a sweep, and no search that resume=true could go on with; choose another"
+            " directory, or go on with the sweep by 'matslice sweep'"
+        )
 
 
 def claim(path: Path, settings: dict[str, Any]) -> None:
@@ -160,7 +195,8 @@ def claim(path: Path, settings: dict[str, Any]) -> None:
     """
     if path.exists():
         stored = json.loads(path.read_text(encoding="utf-8"))
-        refuse_another(stored={"sweep": stored, "specs": {}}, now={"sweep": settings, "specs": {}}, path=path)
+        before, now = ({"sweep": values, "specs": {}} for values in (stored, settings))
+        refuse_another(stored=before, now=now, path=path, what="search")
     else:
         write_whole(path, json.dumps(settings, indent=2) + "\n")
 
@@ -191,7 +227,7 @@ def budgets_of(
 
 
 def splits_of(recipe: SearchRecipe, parent: Parent) -> dict[str, HeldOutTask]:
-    """The tasks of the three splits, by name; none has a row of another's.
+    """The tasks of the three splits, by name; none has a row of another's, nor a piece of a text of another's.
 
     Raises:
         MatsliceError: Files or rows cannot be used, or are too few.
@@ -217,13 +253,17 @@ def rows_of(recipe: SearchRecipe, parent: Parent, files: list[str], name: str) -
 
 
 def refuse_common(splits: Mapping[str, HeldOutTask]) -> None:
-    """Raise InputError where a row to report on is also searched."""
-    searched = {digest_of(row): row for name in (SEARCH, CALIBRATION) for row in splits[name].rows}
-    if common := [row for row in splits[REPORT].rows if digest_of(row) in searched]:
+    """Raise InputError where a row to report on, or another piece of its text, is also searched."""
+    rows = [row for name in (SEARCH, CALIBRATION) for row in splits[name].rows]
+    searched = {digest: row for row in rows for digest in (origin_of(row), digest_of(row))}
+    if common := [row for row in splits[REPORT].rows if {origin_of(row), digest_of(row)} & searched.keys()]:
+        first = common[0]
+        other = searched.get(digest_of(first))
+        what = "the same row as" if other is not None else "of the same text as"
         raise InputError(
-            f"report_files: {common[0].where} is the same row as {searched[digest_of(common[0])].where}, which is"
-            f" searched ({len(common)} such rows); what is reported must have had no part in the search, so take them"
-            " out of either"
+            f"report_files: {first.where} is {what} {(other or searched[origin_of(first)]).where}, which is searched"
+            f" ({len(common)} such rows); what is reported must have had no part in the search, so take them out of"
+            " either"
         )
 
 
@@ -256,33 +296,56 @@ def look(
 
 
 def write(recipe: SearchRecipe, result: SearchResult, parent: Parent) -> None:
-    """Write what was found: a file for each sub-model that was picked, and then the record, which is the last."""
-    config, named = parent.config.text, dict[Shape, SliceSpec]()
+    """Write what was found: a file for each sub-model that was picked or is on the frontier, and last the record."""
+    config, named = parent.config.text, dict[Shape, str]()
     directory = recipe.output / SLICES
     directory.mkdir(exist_ok=True)
     told = result.resource.told
-    for written in written_slices(result.picks, config):
-        spec = SliceSpec.resolve(written, config)
-        named[spec.shape] = spec
-        picks = [pick for pick in result.picks if pick.found.spec.shape == spec.shape]
+    every = {one.spec.shape: one for one in (*(pick.found for pick in result.picks), *result.frontier)}
+    for written in written_slices([found.spec for found in every.values()], config):
+        found = every[SliceSpec.resolve(written, config).shape]
+        named[found.spec.shape] = written.name
+        budgets = [told(pick.budget) for pick in result.picks if pick.found.spec.shape == found.spec.shape]
         comments = [
-            f"Found by matslice search (method={result.method}): {told(picks[0].found.price)}, the best under",
-            *(f"{told(pick.budget)}," for pick in picks[:-1]),
-            f"{told(picks[-1].budget)}; {picks[0].found.calibration_loss:.4f} nats per token on the calibration split.",
-            f"  matslice slice checkpoint={recipe.checkpoint} --config-dir {recipe.output} slice={written.name}",
+            f"Found by matslice search (method={result.method}): {told(found.price)},",
+            *(f"the best under {budget}," for budget in budgets),
+            *(["which nothing that was measured beats in both cost and loss,"] if found in result.frontier else []),
+            f"{found.calibration_loss:.4f} nats per token on the calibration split.",
+            f"  {command_to_cut(recipe, written.name)}",
         ]
         write_whole(directory / f"{written.name}.yaml", slice_file(written, comments))
     record = result.record()
-    for pick, found in zip(record["picks"], result.picks, strict=True):
-        pick["spec"]["name"] = named[found.found.spec.shape].name
+    for one, found in (
+        *zip(record["picks"], (pick.found for pick in result.picks), strict=True),
+        *zip(record["frontier"], result.frontier, strict=True),
+    ):
+        one["spec"]["name"] = named[found.spec.shape]
     write_whole(recipe.output / RESULT_FILE, json.dumps(record, indent=2) + "\n")
 
 
-def settings_of(recipe: SearchRecipe) -> dict[str, Any]:
-    """What decides what is found, beside the model and the rows, as JSON values."""
-    keys = ("budget", "num_budgets", "method", "max_evaluations", "top_k", "shares", "seed", "space", "cost", "latency")
+def command_to_cut(recipe: SearchRecipe, name: str) -> str:
+    """The command that cuts what was measured under a name out of the checkpoint, the adapter with it."""
+    adapted = [] if recipe.adapter_path is None else [f"adapter_path={recipe.adapter_path}"]
+    if adapted and recipe.merge:
+        adapted.append("merge=true")
+    return shlex.join([
+        "matslice", "slice", f"checkpoint={recipe.checkpoint}", *adapted, "--config-dir", str(recipe.output),
+        f"slice={name}", f"output={recipe.output / CUT / name}",
+    ])  # fmt: skip
+
+
+def settings_of(recipe: SearchRecipe, parent: Parent, splits: Mapping[str, HeldOutTask]) -> dict[str, Any]:
+    """What decides what is found, as JSON values."""
+    keys = ["budget", "num_budgets", "method", "max_evaluations", "top_k", "shares", "seed", "space", "cost", "latency"]
     written = dataclasses.asdict(recipe)
-    return json.loads(json.dumps({key: written[key] for key in keys}))
+    settings = {key: written[key] for key in keys} | {
+        "model": fingerprint_of(parent.checkpoint, recipe.adapter_path), "dtype": dtype_of(recipe.precision),
+        "merge": recipe.merge and recipe.adapter_path is not None, "modalities": sorted(parent.config.modalities),
+        **computed_by(parent, list(splits.values())), "rows": {name: one.fingerprint for name, one in splits.items()},
+    }  # fmt: skip
+    if recipe.cost.resource is Resource.latency_seconds:
+        settings |= {"device": find_device(recipe.device).type, "threads": recipe.threads}
+    return json.loads(json.dumps(settings))
 
 
 def as_sweep(recipe: SearchRecipe) -> SweepRecipe:
@@ -306,7 +369,7 @@ def show(recipe: SearchRecipe, found: Mapping[str, Any]) -> None:
     print(
         f"{found['evaluations']} sub-models measured on the split that was searched, {found['calibration_evaluations']}"
         f" of them again; {recipe.output / SLICES}: files for slice=; {recipe.output / PAGE_FILE}: all on rows that had"
-        " no part in it"
+        " no part in it, nor had others of their texts"
     )
 
 

@@ -127,6 +127,7 @@ class Prepared:
         specs: The sub-models, the whole model among them where all are compared with it.
         reference: What all are compared with, if they are: the whole model.
         settings: What else decides the figures, as JSON values.
+        program: The command whose sweep it is.
     """
 
     parent: Parent
@@ -134,6 +135,7 @@ class Prepared:
     specs: list[SliceSpec]
     reference: SliceSpec | None
     settings: dict[str, Any] = field(default_factory=dict)
+    program: str = "sweep"
 
 
 def run(recipe: SweepRecipe) -> None:
@@ -290,7 +292,7 @@ def report(recipe: SweepRecipe, prepared: Prepared, store: Store, rows: Sequence
         rows, recipe.output, config=prepared.parent.config.text, comparisons=comparisons, mmlu_task=recipe.mmlu_task,
         origin=Origin(
             title=f"Sub-models of {prepared.parent.checkpoint.name}", parent=recipe.checkpoint,
-            command=["matslice", "sweep", *sys.argv[1:]],
+            command=["matslice", prepared.program, *sys.argv[1:]],
         ),
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ middle of a run.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -37,7 +38,8 @@ class TokenRow:
     """A conversation as tokens; ``supervised`` is True where the token is one to learn to say.
 
     ``pictures`` and ``recordings``, not yet decoded, belong to the runs of placeholders in ``ids``, in order;
-    ``wholes`` are the recordings as they were given, before long ones were cut.
+    ``wholes`` are the recordings as they were given, before long ones were cut. ``text_digest`` is, of a piece of a
+    text, a hash of the text's tokens, and else nothing: it tells which pieces belong together.
     """
 
     ids: Int[Tensor, " seq"]
@@ -46,6 +48,7 @@ class TokenRow:
     pictures: tuple[Picture, ...] = ()
     recordings: tuple[Recording, ...] = ()
     wholes: tuple[Recording, ...] = ()
+    text_digest: bytes = b""
 
     @property
     def media(self) -> tuple[Picture | Recording, ...]:
@@ -294,13 +297,13 @@ def pieces(row: TokenRow, length: int) -> Iterator[TokenRow]:
 
     So every token of the text is learnt in exactly one row.
     """
-    begin = row.ids[:1]
+    begin, digest = row.ids[:1], hashlib.sha256(row.ids.numpy().tobytes()).digest()
     parts = row.ids[1:].split(length - 1)
     for number, part in enumerate(parts, start=1):
         ids = torch.cat([begin, part])
         supervised = torch.ones(len(ids), dtype=torch.bool)
         supervised[0] = False
-        yield TokenRow(ids, supervised, f"{row.where} (piece {number} of {len(parts)})")
+        yield TokenRow(ids, supervised, f"{row.where} (piece {number} of {len(parts)})", text_digest=digest)
 
 
 def supervise(rendered: Rendered, tokenizer: Tokenizer, *, where: str) -> TokenRow:

@@ -18,8 +18,8 @@ FRACTION = 1 << 64
 def split(task: HeldOutTask, shares: Mapping[str, float], *, seed: int) -> dict[str, HeldOutTask]:
     """The task in parts, one of each name.
 
-    A row's part is drawn by its content: rows that are alike are in one part, and rows that are added or left out
-    move no others.
+    A row's part is drawn by its content, that of a piece of a text by the content of the whole text: rows that are
+    alike are in one part, so are all pieces of a text, and rows that are added or left out move no others.
 
     Args:
         task: Of rows.
@@ -36,9 +36,11 @@ def split(task: HeldOutTask, shares: Mapping[str, float], *, seed: int) -> dict[
     rows: dict[str, list[TokenRow]] = {name: [] for name in shares}
     for row in task.rows:
         rows[part_of(row, shares, seed)].append(row)
+    found = len(set(map(origin_of, task.rows)))
     if empty := [name for name, own in rows.items() if not own]:
         raise InputError(
             f"of {len(task.rows)} rows none is drawn for the {empty[0]} split; give more rows, or a file for each split"
+            + (f" ({found} conversations and texts; pieces of a text stay together)" if found < len(task.rows) else "")
         )
     size = max(map(len, task.batches))
     return {
@@ -52,13 +54,18 @@ def split(task: HeldOutTask, shares: Mapping[str, float], *, seed: int) -> dict[
 
 def part_of(row: TokenRow, shares: Mapping[str, float], seed: int) -> str:
     """The part that a row is in."""
-    digest = hashlib.sha256(f"split {seed} ".encode() + digest_of(row)).digest()
+    digest = hashlib.sha256(f"split {seed} ".encode() + origin_of(row)).digest()
     place = int.from_bytes(digest[:8], "big") / FRACTION
     names = list(shares)
     for name in names[:-1]:
         if (place := place - shares[name]) < 0:
             return name
     return names[-1]
+
+
+def origin_of(row: TokenRow) -> bytes:
+    """What is the same of rows that are alike, or are pieces of texts that are alike, and of no others."""
+    return row.text_digest or digest_of(row)
 
 
 def digest_of(row: TokenRow) -> bytes:

@@ -32,11 +32,15 @@ Figure = TypeVar("Figure", int, float)
 
 
 class Resource(StrEnum):
-    """What a budget limits. Parameters are counted as in Google's files and ``matslice plan``."""
+    """What a budget limits. Tensors are those that something computes with (``used`` in ``matslice plan``), as in the
+    rows of a sweep: what the report says of a sub-model is what its budget was compared with.
+
+    Google's figures also count keys and values of layers that read another's, and are up to a hundredth larger.
+    """
 
     effective_parameters = "effective_parameters"  # of the decoder without its two token tables
     total_parameters = "total_parameters"  # towers included
-    weight_bytes = "weight_bytes"  # of tensors that something computes with, towers included
+    weight_bytes = "weight_bytes"  # towers included
     kv_bytes = "kv_bytes"  # keys and values of one sequence of context_tokens
     flops_per_token = "flops_per_token"  # to decode the last of context_tokens
     latency_seconds = "latency_seconds"  # measured on this machine
@@ -121,7 +125,12 @@ class Costs:
         )
 
     def check(self, budget: int) -> None:
-        """Raise ConfigError for a budget that no point of the space keeps, naming the cheapest."""
+        """Raise ConfigError for a budget that no point keeps, naming the cheapest, and where all cost the same."""
+        if self.ceiling == self.at(self.floor):
+            raise ConfigError(
+                f"search: every sub-model of the space costs {self.resource.told(self.ceiling)}, so that a budget tells"
+                f" none of them from another; {self.what_differs}, or take another cost.resource"
+            )
         if budget < (least := self.at(self.floor)):
             spec, told_of = self.space.spec(self.floor), self.resource.told
             raise ConfigError(
@@ -129,6 +138,20 @@ class Costs:
                 f" {told(spec.kept_layers)}, of widths {widths_in_words(spec)}, and costs {told_of(least)}; allow that"
                 " much, or let more be narrowed or left out (space.widths, space.skip)"
             )
+
+    @property
+    def what_differs(self) -> str:
+        """What to do where all points cost the same."""
+        if self.resource is not Resource.kv_bytes:
+            return "give layers more widths (space.widths), or let some be left out (space.skip)"
+        config, makers = self.space.config, range(self.space.config.first_shared_layer)
+        read = {config.kv_producer(layer) for layer in range(len(makers), config.num_hidden_layers)}
+        examples = ",".join(f"[{layer}]" for layer in [layer for layer in makers if layer not in read][:2])
+        return (
+            "widths change no keys and values, and of layers only those make any that read no others', which are"
+            f" {told(makers)}; let groups of these be left out"
+            + (f", as in space.skip=[{examples}]" if examples else "")
+        )
 
     def spread(self, number: int) -> list[int]:
         """So many budgets, at even distances above the floor and up to the ceiling, which is the last."""
@@ -175,9 +198,9 @@ def counted_cost(config: ModelConfig, spec: SliceSpec, written: CostConfig) -> i
     small = slice_config(config, SubModel(spec))
     match written.resource:
         case Resource.effective_parameters:
-            return count(text_shapes(small.text, Layout.published)).effective
+            return count(text_shapes(small.text, Layout.used)).effective
         case Resource.total_parameters:
-            return count(model_shapes(small, Layout.published)).total
+            return count(model_shapes(small, Layout.used)).total
         case Resource.weight_bytes:
             return weight_bytes(model_shapes(small, Layout.used), written.dtype)
         case Resource.kv_bytes:

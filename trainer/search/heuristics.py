@@ -26,7 +26,7 @@ def official(problem: Problem) -> None:
 
     Each goes from its narrowest to its widest before those behind it are touched; the first ones that the budget has
     no room for any more get what fits. With the trained widths of Gemma 3n these are the sub-models that
-    ``matslice plan`` proposes.
+    ``matslice plan`` proposes for their sizes.
 
     Source: Google's table of slicing configurations of Gemma 3n; ``model/slicing/trained.py``.
     """
@@ -63,10 +63,9 @@ def even(costs: Costs, narrowest: Point) -> Callable[[int], Point]:
     points = [(costs.at(point), point) for point in rising(costs.space, narrowest)]
 
     def within(budget: int) -> Point:
-        _, point = max(
-            (one for one in points if one[0] <= budget), key=lambda one: one[0], default=(0, narrowest)
-        )  # fmt: skip
-        return point
+        within = [one for one in points if one[0] <= budget]
+        # Of points that cost the same the widest: widths may cost nothing, as where keys and values are counted.
+        return max(within, key=lambda one: (one[0], sum(one[1])), default=(0, narrowest))[1]
 
     return within
 
@@ -96,8 +95,8 @@ def widened(costs: Costs, narrowest: Point, budget: int) -> Point:
         for number in numbers:
             if is_left_out(space, number, narrowest[number]):
                 continue
-            wider = [with_choice(point, number, choice) for choice in range(point[number] + 1, space.top[number] + 1)]
-            point = max((one for one in wider if costs.at(one) <= budget), key=costs.at, default=point)
+            wider = [with_choice(point, number, choice) for choice in range(space.top[number], point[number], -1)]
+            point = next((one for one in wider if costs.at(one) <= budget), point)
             stopped |= point[number] < space.top[number]
         if stopped:
             break

@@ -132,14 +132,14 @@ def hypervolume(points: Iterable[tuple[float, float]], reference: tuple[float, f
     return area
 
 
-def written_slices(picks: Sequence[Pick], config: TextConfig) -> Iterator[SliceConfig]:
-    """The sub-models of picks as files of ``conf/slice`` hold them, each once, named by their sizes.
+def written_slices(specs: Iterable[SliceSpec], config: TextConfig) -> Iterator[SliceConfig]:
+    """Sub-models as files of ``conf/slice`` hold them, each once, named by their sizes as budgets count them.
 
     Those that would have the same name are numbered.
     """
     taken: dict[str, int] = {}
-    for spec in dict.fromkeys(pick.found.spec for pick in picks):
-        effective = count(text_shapes(slice_text_config(config, spec), Layout.published)).effective
+    for spec in dict.fromkeys(specs):
+        effective = count(text_shapes(slice_text_config(config, spec), Layout.used)).effective
         name = name_of(effective)
         taken[name] = taken.get(name, 0) + 1
         kept, widths = set(spec.kept_layers), list(spec.ffn_widths)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from model.errors import ConfigError
 from model.slicing.spec import SliceSpec
 from trainer.search.evaluator import Evaluator
-from trainer.search.methods import METHODS, SearchMethod
+from trainer.search.methods import METHODS, SearchMethod, check_evaluations
 from trainer.search.problem import Problem, coefficient_of_determination
 from trainer.search.result import Found, Pick, SearchResult, pareto
 from trainer.search.space import Point
@@ -35,14 +35,15 @@ def search(
         price: Measures what a whole sub-model costs, where the table of costs is only near that.
 
     Raises:
-        ConfigError: ``top_k`` is below 1, nothing may be measured, or nothing keeps a budget whose price is measured.
+        ConfigError: ``top_k`` is below 1, fewer may be measured than the method needs, or nothing keeps a budget whose
+            price is measured.
         InputError: A loss is not finite.
     """
     if top_k < 1:
         raise ConfigError(f"search.top_k is {top_k}; at least 1 of the best has to be measured again")
+    check_evaluations(method, problem.space, len(problem.budgets), problem.left)
     floor = problem.costs.floor
-    if not problem.measure([floor]):
-        raise ConfigError("search.max_evaluations is 0; the cheapest sub-model has to be measured at least, so allow 1")
+    problem.measure([floor])
     METHODS[method](problem)
     prices: dict[Point, int] = {}
 

@@ -14,7 +14,11 @@ Table = tuple[tuple[float, ...], ...]  # of each group, what each choice adds to
 
 
 def sensitivity(problem: Problem) -> None:
-    """Measure every choice alone, the others at their widest, and what is best for each budget if losses add up."""
+    """Measure every choice alone, the others at their widest, and what is best for each budget if losses add up.
+
+    Where not every choice may be measured nothing is known of the sums, and no answer is given: ``methods`` says
+    beforehand how many that are.
+    """
     table = sensitivities(problem, problem.space.top)
     if table is None:
         return

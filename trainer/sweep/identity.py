@@ -86,8 +86,8 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def refuse_another(*, stored: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
-    """Raise CheckpointError naming every key in which two sweeps differ, and both values.
+def refuse_another(*, stored: Mapping[str, Any], now: Mapping[str, Any], path: Path, what: str = "sweep") -> None:
+    """Raise CheckpointError naming every key in which two sweeps, or two of ``what``, differ, and both values.
 
     One may have sub-models that the other has not; a name that both have must mean the same.
     """
@@ -103,7 +103,7 @@ def refuse_another(*, stored: Mapping[str, Any], now: Mapping[str, Any], path: P
     if differing:
         raise CheckpointError(
             "\n".join(
-                [f"{path}: this is another sweep; undo these changes, or sweep into another directory", *differing]
+                [f"{path}: this is another {what}; undo these changes, or {what} into another directory", *differing]
             )
         )
 

@@ -47,6 +47,26 @@ def test_alike_rows_stay_together_and_others_do_not_move(tmp_path: Path) -> None
         assert not any(own & {digest_of(row) for row in many[other].rows} for other in SHARES if other != name)
 
 
+def test_pieces_of_a_text_stay_together(tmp_path: Path) -> None:
+    texts = [word * 40 for word in WORDS[:30]]
+    path = write_jsonl(tmp_path / "texts.jsonl", [{"text": text} for text in texts])
+    config = TaskConfig(name="texts", kind=TaskKind.held_out, files=[str(path)], max_length_tokens=12, batch_size=16)
+    task = held_out_task(config, tiny_processor(), [MetricName.loss])
+    assert len(task.rows) > 3 * len(texts)
+    parts = split(task, SHARES, seed=0)
+    lines = {name: {row.where.partition(" (piece")[0] for row in part.rows} for name, part in parts.items()}
+    assert sum(map(len, lines.values())) == len(set.union(*lines.values())) == len(texts)
+    # Where a text is cut does not decide where it is.
+    config = TaskConfig(name="texts", kind=TaskKind.held_out, files=[str(path)], max_length_tokens=20, batch_size=16)
+    others = split(held_out_task(config, tiny_processor(), [MetricName.loss]), SHARES, seed=0)
+    assert {name: {row.where.partition(" (piece")[0] for row in part.rows} for name, part in others.items()} == lines
+    write_jsonl(path, [{"text": texts[0]}])
+    with pytest.raises(
+        InputError, match=r"give more rows.*\(1 conversations and texts; pieces of a text stay together"
+    ):
+        split(held_out_task(config, tiny_processor(), [MetricName.loss]), SHARES, seed=0)
+
+
 def test_parts_that_cannot_be_are_refused(tmp_path: Path) -> None:
     task = task_of(tmp_path, WORDS[:3])
     with pytest.raises(

@@ -19,6 +19,7 @@ from tests.tiny import tiny_config, tiny_multimodal_config
 from tests.trainer.search.spaces import priced, space_of, spaces, tables
 from trainer.search.cost import CostConfig, Resource, exact_costs
 from trainer.search.space import Space, SpaceConfig
+from trainer.sweep.row import sizes_of
 
 CONTEXT = 20
 COUNTED = [resource for resource in Resource if resource is not Resource.latency_seconds]
@@ -27,8 +28,8 @@ COUNTED = [resource for resource in Resource if resource is not Resource.latency
 def planned(plan: Plan, written: CostConfig) -> int:
     """What ``matslice plan`` says of the resource."""
     return {
-        Resource.effective_parameters: plan.published.effective,
-        Resource.total_parameters: plan.published.total,
+        Resource.effective_parameters: plan.used.effective,
+        Resource.total_parameters: plan.used.total,
         Resource.weight_bytes: plan.weight_bytes[written.dtype],
         Resource.kv_bytes: plan.cache_bytes[written.cache_dtype],
         Resource.flops_per_token: plan.work_per_token.total,
@@ -50,6 +51,33 @@ def test_costs_are_those_of_a_plan(
     for point in (costs.floor, space.top, space.draw(random.Random(seed))):
         plan = Plan.of(config, SubModel(space.spec(point)), context_tokens=CONTEXT)
         assert costs.at(point) == planned(plan, written)
+
+
+@pytest.mark.parametrize("whole", [tiny_config(), tiny_multimodal_config()])
+def test_a_budget_is_compared_with_what_rows_of_a_sweep_say(whole: ModelConfig) -> None:
+    space = space_of(SpaceConfig())
+    assert any(layer >= space.config.first_shared_layer for layer in range(space.config.num_hidden_layers))
+    for resource, name in (
+        (Resource.effective_parameters, "effective_parameters"), (Resource.total_parameters, "parameters"),
+        (Resource.weight_bytes, "weight_bytes"),
+    ):  # fmt: skip
+        costs = exact_costs(space, whole, CostConfig(resource=resource))
+        for point in (costs.floor, space.top):
+            assert costs.at(point) == getattr(sizes_of(whole, space.spec(point)), name)
+
+
+def test_a_resource_of_which_all_need_the_same_is_refused() -> None:
+    space, written = space_of(SpaceConfig()), CostConfig(resource=Resource.kv_bytes, context_tokens=CONTEXT)
+    costs = exact_costs(space, tiny_config(), written)
+    assert costs.at(costs.floor) == costs.ceiling  # of producers none may be left out
+    with pytest.raises(ConfigError, match=r"widths change no keys and values.*layers 0-2; .*space\.skip=\[\[0\]\]"):
+        costs.check(costs.ceiling)
+    named = exact_costs(space_of(SpaceConfig(skip=[[0]])), tiny_config(), written)
+    assert named.at(named.floor) < named.ceiling
+    named.check(named.ceiling)
+    one = exact_costs(space_of(SpaceConfig(widths=[24], skip=[])), tiny_config(), CostConfig())
+    with pytest.raises(ConfigError, match=r"give layers more widths"):
+        one.check(one.ceiling)
 
 
 def test_bytes_that_do_not_add_up_over_layers_are_refused() -> None:

@@ -64,7 +64,7 @@ def test_a_record_is_json_and_holds_every_pick() -> None:
 
 def test_files_of_picks_are_read_back_as_the_same_sub_models(tmp_path: Path) -> None:
     result = found()
-    files = list(written_slices(result.picks, TINY_TEXT))
+    files = list(written_slices([pick.found.spec for pick in result.picks], TINY_TEXT))
     assert len({written.name for written in files}) == len(files)
     read: list[SliceSpec] = []
     for written in files:

@@ -18,7 +18,7 @@ from model.slicing.spec import SliceSpec
 from tests.trainer.search.spaces import BOUND, priced, space_of
 from trainer.search.climb import Neighbours
 from trainer.search.evaluator import Evaluator
-from trainer.search.methods import SearchMethod
+from trainer.search.methods import SearchMethod, least_evaluations
 from trainer.search.problem import Problem
 from trainer.search.search import search
 from trainer.search.space import Space, SpaceConfig
@@ -82,7 +82,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Work]:
 @pytest.mark.parametrize("method", SearchMethod)
 def test_a_method_does_little_itself(method: SearchMethod, monkeypatch: pytest.MonkeyPatch) -> None:
     costs = priced(SPACE)
-    problem = Problem(costs=costs, budgets=costs.spread(8), evaluator=Evaluator(losses, limit=100))
+    limit = max(100, least_evaluations(method, SPACE, 8))
+    problem = Problem(costs=costs, budgets=costs.spread(8), evaluator=Evaluator(losses, limit=limit))
     with counted(monkeypatch) as work:
         result = search(problem, method, Evaluator(losses), top_k=3)
     assert len(result.picks) == 8
