@@ -31,7 +31,7 @@ from trainer.evaluation.comparing import COMPARE, FIGURES, fault_of, form_of
 from trainer.evaluation.engine import Engine
 from trainer.evaluation.metric import Metric, Values
 from trainer.evaluation.question import strings
-from trainer.evaluation.task import batches_of, fingerprint_of, modalities_of, told_apart
+from trainer.evaluation.task import batches_of, digests_of, fingerprint_of, modalities_of, told_apart
 from trainer.evaluation.task_config import MetricName, TaskConfig
 from trainer.evaluation.task_rows import RawRow, conversation_of, raw_rows
 
@@ -59,6 +59,7 @@ class GenerationTask:
     name: str
     metrics: tuple[Metric, ...]
     fingerprint: str
+    digests: tuple[str, ...]
     modalities: frozenset[Modality]
     items: tuple[str, ...]
     batches: tuple[range, ...]
@@ -105,23 +106,28 @@ def generation_task(config: TaskConfig, processor: Processor, metrics: Sequence[
     raise_faults(faults, total=len(given))
     items.sort(key=lambda item: len(item.prompt.ids))  # so that little is padding
     tokenizer, asked = processor.tokenizer, config.generation
+    stop_ids = frozenset({tokenizer.end_of_turn_id, *processor.config.text.eos_token_id})
     settings = {
         "kind": config.kind.value,
         "max_new_tokens": asked.max_new_tokens,
         "normalise": asked.normalise,
         "accepted": [item.accepted for item in items],
+        "stop_ids": sorted(stop_ids),
+        "tokenizer": tokenizer.fingerprint,  # what is answered is read by it
     }
     prompts = [item.prompt for item in items]
+    digests = digests_of([prompt] for prompt in prompts)
     return GenerationTask(
         name=config.name,
         metrics=tuple(FIGURES[metric] for metric in metrics),
-        fingerprint=fingerprint_of(settings, ([prompt] for prompt in prompts)),
+        fingerprint=fingerprint_of(settings, digests),
+        digests=digests,
         modalities=modalities_of(prompts),
         items=told_apart([prompt.where for prompt in prompts]),
         batches=batches_of([1] * len(items), config.batch_size),
         prompts=items,
         sampling=SamplingConfig(max_new_tokens=asked.max_new_tokens),
-        stop_ids=frozenset({tokenizer.end_of_turn_id, *processor.config.text.eos_token_id}),
+        stop_ids=stop_ids,
         normalise=asked.normalise,
     )
 

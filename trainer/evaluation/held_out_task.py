@@ -19,7 +19,7 @@ from trainer.data.supervise import Limits, Maker, TokenRow
 from trainer.evaluation.calibration import calibration_error
 from trainer.evaluation.engine import Engine, RowScore
 from trainer.evaluation.metric import Metric, Values, ratio, share
-from trainer.evaluation.task import batches_of, fingerprint_of, modalities_of, told_apart
+from trainer.evaluation.task import batches_of, digests_of, fingerprint_of, modalities_of, told_apart
 from trainer.evaluation.task_config import MetricName, TaskConfig
 from trainer.evaluation.task_rows import examples_of, longest_row
 
@@ -69,6 +69,7 @@ class HeldOutTask:
     name: str
     metrics: tuple[Metric, ...]
     fingerprint: str
+    digests: tuple[str, ...]
     modalities: frozenset[Modality]
     items: tuple[str, ...]
     batches: tuple[range, ...]
@@ -105,10 +106,12 @@ def held_out_task(config: TaskConfig, processor: Processor, metrics: Sequence[Me
     rows = [row for example in examples_of(config) for row in maker.rows(example)]
     maker.finish()
     rows.sort(key=lambda row: len(row.ids))  # so that little is padding
+    digests = digests_of([row] for row in rows)
     return HeldOutTask(
         name=config.name,
         metrics=tuple(FIGURES[metric] for metric in metrics),
-        fingerprint=fingerprint_of({"kind": config.kind.value}, ([row] for row in rows)),
+        fingerprint=fingerprint_of({"kind": config.kind.value}, digests),
+        digests=digests,
         modalities=modalities_of(rows),
         items=told_apart([row.where for row in rows]),
         batches=batches_of([1] * len(rows), config.batch_size),

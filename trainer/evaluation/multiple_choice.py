@@ -28,7 +28,7 @@ from trainer.evaluation.calibration import bins_of_one, calibration_error
 from trainer.evaluation.engine import Engine
 from trainer.evaluation.metric import Metric, Values, ratio, share
 from trainer.evaluation.question import FIELDS, QUESTION, question_of
-from trainer.evaluation.task import batches_of, fingerprint_of, modalities_of, told_apart
+from trainer.evaluation.task import batches_of, digests_of, fingerprint_of, modalities_of, told_apart
 from trainer.evaluation.task_config import PLACE, MetricName, TaskConfig
 from trainer.evaluation.task_rows import RawRow, conversation_of, longest_row, raw_rows
 
@@ -102,6 +102,7 @@ class MultipleChoiceTask:
     name: str
     metrics: tuple[Metric, ...]
     fingerprint: str
+    digests: tuple[str, ...]
     modalities: frozenset[Modality]
     items: tuple[str, ...]
     batches: tuple[range, ...]
@@ -148,10 +149,12 @@ def multiple_choice_task(config: TaskConfig, processor: Processor, metrics: Sequ
         "answers": [item.answer for item in questions],
         "lengths_bytes": [item.lengths_bytes for item in questions],
     }
+    digests = digests_of(item.rows for item in questions)
     return MultipleChoiceTask(
         name=config.name,
         metrics=tuple(FIGURES[metric] for metric in metrics),
-        fingerprint=fingerprint_of(settings, (item.rows for item in questions)),
+        fingerprint=fingerprint_of(settings, digests),
+        digests=digests,
         modalities=modalities_of(rows),
         items=told_apart([item.where for item in questions]),
         batches=batches_of([len(item.rows) for item in questions], config.batch_size),

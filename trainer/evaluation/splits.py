@@ -10,7 +10,7 @@ from dataclasses import replace
 from model.errors import ConfigError, InputError
 from trainer.data.supervise import TokenRow
 from trainer.evaluation.held_out_task import HeldOutTask
-from trainer.evaluation.task import batches_of, fingerprint_of, modalities_of
+from trainer.evaluation.task import batches_of, digests_of, fingerprint_of, modalities_of
 
 FRACTION = 1 << 64
 
@@ -43,10 +43,12 @@ def split(task: HeldOutTask, shares: Mapping[str, float], *, seed: int) -> dict[
             + (f" ({found} conversations and texts; pieces of a text stay together)" if found < len(task.rows) else "")
         )
     size = max(map(len, task.batches))
+    digests = {name: digests_of([row] for row in own) for name, own in rows.items()}
     return {
         name: replace(
             task, name=name, rows=own, items=tuple(row.where for row in own), batches=batches_of([1] * len(own), size),
-            fingerprint=fingerprint_of({"kind": "held_out"}, ([row] for row in own)), modalities=modalities_of(own),
+            fingerprint=fingerprint_of({"kind": "held_out"}, digests[name]), digests=digests[name],
+            modalities=modalities_of(own),
         )
         for name, own in rows.items()
     }  # fmt: skip

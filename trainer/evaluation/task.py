@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import count
 from typing import Any, Protocol, runtime_checkable
 
 from model.errors import InputError
@@ -17,6 +16,8 @@ from model.tower_config import Modality
 from trainer.data.supervise import TokenRow
 from trainer.evaluation.engine import Engine
 from trainer.evaluation.metric import Metric, Values
+
+DIGEST_LENGTH = 32  # of an item's hash: digits, enough for any number of items
 
 
 @runtime_checkable
@@ -39,6 +40,11 @@ class Task(Protocol):
     @property
     def fingerprint(self) -> str:
         """A hash of its items as the model sees them, and of what is asked of them; not of where files are."""
+        ...
+
+    @property
+    def digests(self) -> Sequence[str]:
+        """A hash of each item's prompts as the model sees them, in the order of ``items``: wherever files are."""
         ...
 
     @property
@@ -83,20 +89,26 @@ def told_apart(items: Sequence[str]) -> tuple[str, ...]:
     return tuple(items)
 
 
-def fingerprint_of(settings: Mapping[str, Any], items: Iterable[Iterable[TokenRow]]) -> str:
-    """A hash of what is asked and of the rows of all items in order, their media by content."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+def digests_of(items: Iterable[Iterable[TokenRow]]) -> tuple[str, ...]:
+    """A hash of the rows of each item, their media by content."""
     known: dict[Picture | Recording, str] = {}
-    for number, rows in zip(count(), items, strict=False):
+    found: list[str] = []
+    for rows in items:
+        digest = hashlib.sha256()
         for row in rows:
             for medium in row.media:
                 if medium not in known:
                     known[medium] = medium.digest()
             media = " ".join(known[medium] for medium in row.media)
-            # Each with its number and length: two rows of an item are not one row of each of two.
-            digest.update(f"\n{number} {len(row.ids)} {media} ".encode())
+            digest.update(f"\n{len(row.ids)} {media} ".encode())  # with its length: two rows are not a longer one
             digest.update(row.ids.numpy().tobytes() + row.supervised.numpy().tobytes())
-    return digest.hexdigest()
+        found.append(digest.hexdigest()[:DIGEST_LENGTH])
+    return tuple(found)
+
+
+def fingerprint_of(settings: Mapping[str, Any], digests: Sequence[str]) -> str:
+    """A hash of what is asked and of all items in order, by the hashes of ``digests_of``."""
+    return hashlib.sha256(json.dumps([settings, *digests], sort_keys=True).encode()).hexdigest()
 
 
 def modalities_of(rows: Iterable[TokenRow]) -> frozenset[Modality]:

@@ -18,7 +18,7 @@ from model.slicing.spec import SliceSpec
 from model.tower_config import Modality
 from trainer.evaluation.engine import Engine
 from trainer.evaluation.metric import Metric, Values
-from trainer.evaluation.task import batches_of
+from trainer.evaluation.task import DIGEST_LENGTH, batches_of
 from trainer.harness.chat import Chat
 from trainer.harness.config import HarnessConfig
 from trainer.harness.encoding import Encoding, longest_first
@@ -62,6 +62,7 @@ class HarnessTask:
     name: str
     metrics: tuple[Metric, ...]
     fingerprint: str
+    digests: tuple[str, ...]
     items: tuple[str, ...]
     batches: tuple[range, ...]
     theirs: Any
@@ -158,6 +159,7 @@ def ready(theirs: Any, config: HarnessConfig, requests: Requests) -> HarnessTask
         name=f"lm_eval.{theirs.task_name}",
         metrics=chosen,
         fingerprint=hash_of(settings, (request for one in documents for request in one.requests)),
+        digests=tuple(hash_of({}, one.requests)[:DIGEST_LENGTH] for one in documents),
         items=tuple(one.where for one in documents),
         batches=batches_of([one.weight for one in documents], config.batch_size),
         theirs=theirs,

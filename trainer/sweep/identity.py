@@ -21,7 +21,7 @@ class Identity:
     """What must be the same when a sweep goes on. Sub-models are no part of it: there may be more of them later.
 
     Args:
-        model: Fingerprint of the parent's weights, and of an adapter on it.
+        model: Fingerprint of the parent's weights and config, and of an adapter on it.
         dtype: What is computed in, as in ``float32``.
         reference: The sub-model that others are compared with.
         statistics: How items are drawn anew.
@@ -51,8 +51,8 @@ class Identity:
             },
             "tasks": {
                 task.name: {
-                    "fingerprint": task.fingerprint, "items": len(task.items),
-                    "batches": [len(batch) for batch in task.batches],
+                    "fingerprint": task.fingerprint, "metrics": [metric.name for metric in task.metrics],
+                    "items": len(task.items), "batches": [len(batch) for batch in task.batches],
                 }
                 for task in self.tasks
             },

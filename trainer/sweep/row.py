@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -75,12 +75,13 @@ class Row(Sizes):
         seconds_together: Wall time of the batches that this sub-model was measured on, for all that were with it.
         peak_memory_bytes: The most memory that was taken: on an accelerator while the task's batches were measured,
             without one by the process since it began. It is that of all that were measured at once, too.
-        model: Fingerprint of the parent's weights.
+        model: Fingerprint of the parent: its weights and its config, and an adapter on it.
         data: Fingerprint of the task: items, prompts, settings.
         seed: Of resampling.
         confidence: Of the intervals, as in 0.95.
         official: Name of the row of Google's table that this sub-model is; None if it is none.
-        mmlu: The accuracy that stands there, as a share; None if none does.
+        mmlu: The accuracy that stands there, as a share: published of pre-trained E4B, and not measured here. None if
+            none does, if the parent has another shape, or if an adapter is on it; weights of its own are not told.
         versions: Of what computed it, by package.
     """
 
@@ -213,19 +214,17 @@ def spec_of(record: Mapping[str, Any]) -> SliceSpec:
     return SliceSpec(record["name"], tuple(record["kept_layers"]), tuple(record["ffn_widths"]))
 
 
-def read_rows(paths: Sequence[Path]) -> list[Row]:
-    """The rows of one or several results files, which must be of one model and of the same data in each task.
+def read_rows(path: Path) -> list[tuple[str, Row]]:
+    """The rows of a results file, each with where it stands; they are of one model and of the same data in each task.
 
     Raises:
-        InputError: A file cannot be read, a line is no row, two rows disagree on the model, on a task's data or on
+        InputError: The file cannot be read, a line is no row, two rows disagree on the model, on a task's data or on
             what a sub-model's name stands for, or there are two of one sub-model on one task.
     """
-    rows: list[Row] = []
     seen: dict[tuple[str, ...], tuple[str, Row]] = {}
-    for path in paths:
-        for where, row in lines_of(path):
-            check_beside(row, where, seen)
-            rows.append(row)
+    rows = lines_of(path)
+    for where, row in rows:
+        check_beside(row, where, seen)
     return rows
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -17,11 +17,23 @@ from model.slicing.plan import StoredAs
 from model.slicing.spec import SliceSpec
 from model.tower_config import Modality
 from trainer.evaluation.engine import Engine
-from trainer.evaluation.statistics import Difference, Interval, band, differences, interval, samples
+from trainer.evaluation.statistics import (
+    Difference,
+    Interval,
+    Sample,
+    StatisticsConfig,
+    band,
+    differences,
+    interval,
+    samples,
+)
 from trainer.evaluation.task import Task
 from trainer.metrics import peak_memory_bytes
+from trainer.sweep.items import Items, Measurement
 from trainer.sweep.row import Figure, Row, sizes_of
-from trainer.sweep.store import Items, Measurement, Store
+from trainer.sweep.store import Store
+
+SPECS_AT_ONCE, ITEMS_AT_ONCE = 16, 50_000  # that are resampled together, of which all that was found is in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,13 +152,12 @@ def measure(engine: Engine, task: Task, wanting: Sequence[SliceSpec], number: in
 def rows_of(task: Task, specs: Sequence[SliceSpec], items: Items, store: Store, about: About) -> list[Row]:
     """The rows of sub-models that all of a task was measured under."""
     statistics = store.identity.statistics
-    sampled = samples(task.metrics, {spec.name: items.found(spec) for spec in specs}, statistics, task=task.name)
     rows = []
-    for spec in specs:
+    for spec, sampled in samples_of(task, specs, items, statistics):
         measured = items.measured[spec.name].values()
         figures = {}
         for metric in task.metrics:
-            found = interval(sampled[metric.name][spec.name], confidence=statistics.confidence)
+            found = interval(sampled[metric.name], confidence=statistics.confidence)
             figures[metric.name] = Figure(
                 **asdict(found), unit=metric.unit, higher_is_better=metric.higher_is_better
             )  # fmt: skip
@@ -158,7 +169,7 @@ def rows_of(task: Task, specs: Sequence[SliceSpec], items: Items, store: Store, 
                 metrics=figures,
                 num_items=len(task.items),
                 **vars(sizes_of(about.config, spec, stored_as=about.stored_as, context_tokens=about.context_tokens)),
-                seconds=sum(batch.seconds / len(batch.found) for batch in measured),
+                seconds=sum(batch.seconds / batch.together for batch in measured),
                 seconds_together=sum(batch.seconds for batch in measured),
                 peak_memory_bytes=max(batch.peak_memory_bytes for batch in measured),
                 model=store.identity.model,
@@ -171,6 +182,21 @@ def rows_of(task: Task, specs: Sequence[SliceSpec], items: Items, store: Store, 
             )
         )
     return rows
+
+
+def samples_of(
+    task: Task, specs: Sequence[SliceSpec], items: Items, statistics: StatisticsConfig
+) -> Iterator[tuple[SliceSpec, dict[str, Sample]]]:
+    """The figures of each sub-model by the metric's name; what was found of items is in memory for a few at a time.
+
+    All are of the same draws, whoever is drawn together.
+    """
+    at_once = max(1, min(SPECS_AT_ONCE, ITEMS_AT_ONCE // len(task.items)))
+    for start in range(0, len(specs), at_once):
+        some = specs[start : start + at_once]
+        sampled = samples(task.metrics, {spec.name: items.found(spec) for spec in some}, statistics, task=task.name)
+        for spec in some:
+            yield spec, {name: by_spec[spec.name] for name, by_spec in sampled.items()}
 
 
 def official_of(spec: SliceSpec, officials: Sequence[Official]) -> Official | None:
@@ -194,9 +220,16 @@ class Comparison:
 
 
 def compare(task: Task, specs: Sequence[SliceSpec], store: Store, *, parent: SliceSpec) -> Comparison:
-    """Compare the finished sub-models of a task with ``parent``, which is one of them, item by item."""
+    """Compare the finished sub-models of a task with ``parent``, which is one of them, item by item.
+
+    Memory is of the order of 20 kB for each sub-model and metric, beside that of ``samples_of``: bands are of all at
+    once.
+    """
     items, statistics = store.items(task), store.identity.statistics
-    sampled = samples(task.metrics, {spec.name: items.found(spec) for spec in specs}, statistics, task=task.name)
+    sampled: dict[str, dict[str, Sample]] = {metric.name: {} for metric in task.metrics}
+    for spec, figures in samples_of(task, specs, items, statistics):
+        for name, sample in figures.items():
+            sampled[name][spec.name] = sample
 
     return Comparison(
         differences={

@@ -2,137 +2,34 @@
 """The directory of a sweep: what it is a sweep of, what was found of every item, and the rows that follow.
 
     sweep.json              what must be the same when it goes on, and its sub-models; see trainer/sweep/identity.py
-    items/TASK.jsonl        a line per batch, with what was found of its items under all sub-models measured at once
+    items/TASK.jsonl        what was found of items, a line per batch and sub-model; see trainer/sweep/items.py
     rows.jsonl              a line per sub-model and task, once the task is finished; see trainer/sweep/row.py
 
-Lines are added at the end, each in one piece, and are on the disk before the next batch begins. Of a sweep killed at
-any moment nothing but the last line can be a piece of one; it is cut off when the sweep goes on.
+Lines are added at the end and are on the disk before the next batch begins. Of a sweep killed at any moment nothing
+but the last line can be a piece of one; it is cut off when the sweep goes on. A row whose items are not all there, as
+when a file of them was deleted, is taken out then, and the sub-model measured anew.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
 import sys
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import quote
 
-from model.checkpoint.directory import flush_entry
-from model.errors import CheckpointError, ConfigError, InputError
+from model.errors import ConfigError, InputError
 from model.slicing.spec import SliceSpec
 from trainer.checkpoint import write_whole
-from trainer.evaluation.metric import Values
 from trainer.evaluation.task import Task
 from trainer.locking import lock
 from trainer.sweep.identity import Identity, read_record, refuse_another, together
-from trainer.sweep.row import Row, check_beside, lines_of
+from trainer.sweep.items import Items
+from trainer.sweep.lines import append, cut_to_whole_lines
+from trainer.sweep.row import Row, read_rows
 
 SWEEP_FILE, ROWS_FILE, ITEMS = "sweep.json", "rows.jsonl", "items"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """What was found of one batch under all sub-models that were measured at once: a line of ``items/TASK.jsonl``.
-
-    Args:
-        batch: The batch's number in its task.
-        seconds: Wall time, for all sub-models together.
-        peak_memory_bytes: See ``Row``.
-        found: By the sub-model's name, for each item of the batch in order.
-    """
-
-    batch: int
-    seconds: float
-    peak_memory_bytes: int
-    found: Mapping[str, Sequence[Values]]
-
-    def line(self, items: Sequence[str]) -> str:
-        """As it is written; ``items`` are the batch's, whose places are told beside the first key."""
-        record = {
-            "batch": self.batch, "items": list(items), "seconds": self.seconds,
-            "peak_memory_bytes": self.peak_memory_bytes, "specs": self.found,
-        }  # fmt: skip
-        return json.dumps(record) + "\n"  # what is no number stands as NaN, which Python reads; rows have null for it
-
-
-class Items:
-    """What is there of one task.
-
-    Args:
-        path: The file, which may not be there yet.
-        task: The task.
-
-    Raises:
-        CheckpointError: A line that is not the last is none of this task's.
-    """
-
-    def __init__(self, path: Path, task: Task) -> None:
-        self.path = path
-        self.task = task
-        self.measured: dict[str, dict[int, Measurement]] = defaultdict(dict)  # by sub-model and batch
-        cut_to_whole_lines(path)
-        if path.exists():
-            for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
-                self.take(line, where=f"{path}:{number}")
-
-    def has(self, spec: SliceSpec, batch: int) -> bool:
-        """Whether a batch was measured under a sub-model."""
-        return batch in self.measured.get(spec.name, {})
-
-    def add(self, measurement: Measurement) -> None:
-        """Put a batch on the disk.
-
-        Raises:
-            CheckpointError: It cannot be written.
-        """
-        batch = self.task.batches[measurement.batch]
-        line = measurement.line([self.task.items[item] for item in batch])
-        append(self.path, line)
-        # What counts is what a sweep that goes on would read: the same figures to the last digit.
-        self.take(line, where=str(self.path))
-
-    def take(self, line: str, *, where: str) -> None:
-        """Know what a line says."""
-        try:
-            record = json.loads(line)
-            batch = self.task.batches[record["batch"]]
-            measurement = Measurement(
-                batch=record["batch"], seconds=record["seconds"], peak_memory_bytes=record["peak_memory_bytes"],
-                found=record["specs"],
-            )  # fmt: skip
-            is_of_task = record["items"] == [self.task.items[item] for item in batch] and all(
-                len(found) == len(batch) for found in measurement.found.values()
-            )
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-            raise CheckpointError(
-                f"{where}: no batch of a sweep ({error!r}); put a copy of the file back, or delete it to measure task"
-                f" '{self.task.name}' anew"
-            ) from None
-        if not is_of_task:
-            raise CheckpointError(
-                f"{where}: batch {measurement.batch} has other items than task '{self.task.name}'; put a copy of the"
-                " file back, or delete it to measure the task anew"
-            )
-        for name in measurement.found:
-            if measurement.batch in self.measured[name]:
-                raise CheckpointError(
-                    f"{where}: batch {measurement.batch} stands above already for sub-model '{name}'; take one out"
-                )
-            self.measured[name][measurement.batch] = measurement
-
-    def found(self, spec: SliceSpec) -> list[Values]:
-        """What was found of every item under a sub-model that all batches were measured under."""
-        measured = self.measured[spec.name]
-        by_item: dict[int, Values] = {}
-        for number, batch in enumerate(self.task.batches):
-            by_item |= zip(batch, measured[number].found[spec.name], strict=True)
-        return [by_item[item] for item in range(len(self.task.items))]
 
 
 class Store:
@@ -146,7 +43,8 @@ class Store:
 
     Raises:
         ConfigError: There is a sweep already, and it is not to be gone on with; or it is still running.
-        CheckpointError: The sweep there is another one; the keys and both values are named.
+        CheckpointError: The sweep there is another one; the keys and both values are named. Or a file of items is
+            damaged, or has what is no task's.
         InputError: A row there is of another model, task or data, or is none.
     """
 
@@ -157,7 +55,9 @@ class Store:
         self.lock: TextIO = lock(directory, taken(directory))
         try:
             self.claim(identity.record(specs), resume=resume)
+            self.known = {task.name: Items(self.items_path(task.name), task, identity) for task in identity.tasks}
             self.rows: dict[tuple[str, str], Row] = self.read_rows()  # finished ones, by sub-model and task
+            self.take_out_unfounded()
         except BaseException:
             self.close()
             raise
@@ -192,10 +92,8 @@ class Store:
         path = self.directory / ROWS_FILE
         cut_to_whole_lines(path)
         rows: dict[tuple[str, str], Row] = {}
-        seen: dict[tuple[str, ...], tuple[str, Row]] = {}
         data = {task.name: task.fingerprint for task in self.identity.tasks}
-        for where, row in lines_of(path) if path.exists() else ():
-            check_beside(row, where, seen)
+        for where, row in read_rows(path) if path.exists() else ():
             for what, found, wanted in (
                 ("model", row.model, self.identity.model),
                 (f"data of task '{row.task}'", row.data, data.get(row.task)),
@@ -207,13 +105,25 @@ class Store:
             rows[row.key] = row
         return rows
 
-    def items(self, task: Task) -> Items:
-        """What was found of a task's items; a last line that is none is cut off.
+    def take_out_unfounded(self) -> None:
+        """Leave out rows whose items are not all there: these sub-models are measured anew, if they are named again."""
+        lost = [row for row in self.rows.values() if not self.known[row.task].has_all(row.spec)]
+        if not lost:
+            return
+        for row in lost:
+            del self.rows[row.key]
+        write_whole(self.directory / ROWS_FILE, as_lines(self.rows.values()))
+        names = ", ".join(dict.fromkeys(row.spec.name for row in lost))
+        tasks = ", ".join(dict.fromkeys(row.task for row in lost))
+        print(
+            f"'{self.directory}': items of {tasks} are not all there, so rows of {names} are taken out, to be measured"
+            " anew",
+            file=sys.stderr,
+        )
 
-        Raises:
-            CheckpointError: Another line is none of the task's.
-        """
-        return Items(self.items_path(task.name), task)
+    def items(self, task: Task) -> Items:
+        """What was found of a task's items."""
+        return self.known[task.name]
 
     def items_path(self, task: str) -> Path:
         """Where a task's items are; its name may be one that no file can bear."""
@@ -225,7 +135,7 @@ class Store:
         Raises:
             CheckpointError: They cannot be written.
         """
-        append(self.directory / ROWS_FILE, "".join(json.dumps(row.record(), allow_nan=False) + "\n" for row in rows))
+        append(self.directory / ROWS_FILE, as_lines(rows))
         self.rows |= {row.key: row for row in rows}
 
     def close(self) -> None:
@@ -233,47 +143,9 @@ class Store:
         self.lock.close()
 
 
-def append(path: Path, lines: str) -> None:
-    """Add lines to a file, and wait until they are on the disk.
-
-    Raises:
-        CheckpointError: The disk is full, or fails otherwise. What was there before is as it was.
-    """
-    is_new = not path.exists()
-    before = 0 if is_new else path.stat().st_size
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab", buffering=0) as file:
-            content = memoryview(lines.encode())
-            while content:  # a nearly full disk may take a part
-                content = content[file.write(content) :]
-            os.fsync(file.fileno())
-        if is_new:
-            flush_entry(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.truncate(path, before)
-        free = shutil.disk_usage(path.parent.parent).free
-        raise CheckpointError(
-            f"{path}: results cannot be written ({error}; {free / 1e9:.2f} GB are free there); make room, and go on"
-            " with resume=true: what was measured before is kept"
-        ) from None
-
-
-def cut_to_whole_lines(path: Path) -> None:
-    """Cut off what a killed process left of a last line; a machine that lost its power may leave a damaged one."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    end = content.rfind(b"\n") + 1
-    last = content[content.rfind(b"\n", 0, max(end - 1, 0)) + 1 : end]
-    try:
-        json.loads(last or b"null")
-    except ValueError:
-        end -= len(last)
-    if end < len(content):
-        os.truncate(path, end)
-        flush_entry(path)
+def as_lines(rows: Iterable[Row]) -> str:
+    """Rows as they stand in their file."""
+    return "".join(json.dumps(row.record(), allow_nan=False) + "\n" for row in rows)
 
 
 def taken(directory: Path) -> str:

@@ -113,7 +113,10 @@ def test_batches_hold_as_much_as_fits(weights: list[int], most: int, expected: l
 def test_the_fingerprint_is_of_content_not_of_places_and_batches(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     task = task_of(tmp_path, TaskKind.held_out, ROWS)
-    assert task.fingerprint == task_of(tmp_path / "other", TaskKind.held_out, ROWS, batch_size=2).fingerprint
+    moved = task_of(tmp_path / "other", TaskKind.held_out, ROWS, batch_size=2)
+    assert (task.fingerprint, task.digests) == (moved.fingerprint, moved.digests)
+    assert len(set(task.digests)) == len(task.items)
+    assert moved.items != task.items
     for other in (ROWS[:-1], [*ROWS[:-1], said("say hi", "ho")]):
         assert task_of(tmp_path, TaskKind.held_out, other).fingerprint != task.fingerprint
 

@@ -35,6 +35,7 @@ from trainer.evaluation.engine import Engine
 from trainer.evaluation.metric import Metric, Values, ratio
 from trainer.evaluation.statistics import StatisticsConfig
 from trainer.soft_tokens import SharedTowers
+from trainer.sweep import items as items_module
 from trainer.sweep import store as store_module
 from trainer.sweep.identity import Identity
 from trainer.sweep.row import Row
@@ -62,6 +63,7 @@ class Spelling:
     num_items: int = 9
     batch_size: int = 2
     fingerprint: str = "of the spelling"
+    place: str = ""
     modalities: frozenset[Modality] = frozenset()
     metrics: tuple[Metric, ...] = (LOSS, PERPLEXITY)
     asked: list[tuple[tuple[str, ...], int]] = field(default_factory=list)  # sub-models and the batch's first item
@@ -72,7 +74,11 @@ class Spelling:
 
     @property
     def items(self) -> Sequence[str]:
-        return [f"{self.name}.jsonl:{number + 1}" for number in range(self.num_items)]
+        return [f"{self.place}{self.name}.jsonl:{number + 1}" for number in range(self.num_items)]
+
+    @property
+    def digests(self) -> Sequence[str]:
+        return [f"{self.fingerprint} {number}" for number in range(self.num_items)]
 
     @property
     def batches(self) -> Sequence[range]:
@@ -142,7 +148,7 @@ def die_in_write(number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         whole(path, lines)
 
-    store_module.append = half
+    store_module.append = items_module.append = half
 
 
 class Server:

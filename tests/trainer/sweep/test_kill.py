@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.sweep.swept import SPECS, Server, serving, swept, tasks, timeless
-from trainer.sweep.row import read_rows
+from trainer.sweep.row import Row, read_rows
 from trainer.sweep.store import ITEMS, ROWS_FILE
 
 NUM_WRITES = 5 + 1 + 3 + 1  # batches and rows of either task
@@ -38,15 +38,19 @@ def found_of(directory: Path) -> dict[str, dict]:
     files = {}
     for path in (directory / ITEMS).glob("*.jsonl"):
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        keys = Counter((line["batch"], name) for line in lines for name in line["specs"])
+        keys = Counter((line["batch"], line["spec"]) for line in lines)
         assert set(keys.values()) == {1}
-        files[path.name] = {(line["batch"], name): line["specs"][name] for line in lines for name in line["specs"]}
+        files[path.name] = {(line["batch"], line["spec"]): line["found"] for line in lines}
     return files
 
 
+def rows_in(directory: Path) -> list[Row]:
+    return [row for _, row in read_rows(directory / ROWS_FILE)]
+
+
 def check_same(killed: Path, left_alone: Path) -> None:
-    rows = read_rows([killed / ROWS_FILE])
-    assert timeless(rows) == timeless(read_rows([left_alone / ROWS_FILE]))
+    rows = rows_in(killed)
+    assert timeless(rows) == timeless(rows_in(left_alone))
     assert Counter(row.key for row in rows) == Counter((name, task.name) for task in tasks() for name in SPECS)
     assert found_of(killed) == found_of(left_alone)
     # And of those that go on with it, none has anything left to do.
@@ -97,9 +101,9 @@ def test_sub_models_added_after_a_kill(server: Server, left_alone: Path, tmp_pat
     assert server.run(tmp_path, written=8) == -signal.SIGKILL
     assert server.run(tmp_path) == 0
     assert found_of(tmp_path) == found_of(left_alone)
-    rows = {row.key: row for row in read_rows([tmp_path / ROWS_FILE])}
-    in_order = [rows[row.key] for row in read_rows([left_alone / ROWS_FILE])]
-    assert timeless(in_order) == timeless(read_rows([left_alone / ROWS_FILE]))
+    rows = {row.key: row for row in rows_in(tmp_path)}
+    in_order = [rows[row.key] for row in rows_in(left_alone)]
+    assert timeless(in_order) == timeless(rows_in(left_alone))
 
 
 @pytest.mark.slow

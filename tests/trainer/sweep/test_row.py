@@ -84,31 +84,30 @@ def test_sizes_of_what_is_no_part_are_refused() -> None:
 def test_rows_of_one_sweep_are_read_in_order(tmp_path: Path) -> None:
     rows = [a_row(metrics={}), a_row(metrics={}, task="counting", data="other"), a_row(metrics={}, spec=SHORT)]
     path = write_jsonl(tmp_path / "rows.jsonl", [row.record() for row in rows])
-    assert read_rows([path]) == rows
+    assert read_rows(path) == [(f"{path}:{number}", row) for number, row in enumerate(rows, start=1)]
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"model": "xyz", "spec": SHORT}, r"b\.jsonl:2: .*on the model .*'xyz' here, 'abc' in .*a\.jsonl:1"),
-        ({"data": "xyz", "spec": SHORT}, r"b\.jsonl:2: .* data of task .spelling..*'def' in .*a\.jsonl:1"),
-        ({"spec": SliceSpec("narrow", (0,), (4,)), "task": "b", "data": "b"}, r"b\.jsonl:2: .*what sub-model"),
-        ({}, r"b\.jsonl:2: sub-model 'narrow' on task 'spelling' stands in .*a\.jsonl:1 already"),
+        ({"model": "xyz", "spec": SHORT}, r"rows\.jsonl:3: .*on the model .*'xyz' here, 'abc' in .*rows\.jsonl:1"),
+        ({"data": "xyz", "spec": SHORT}, r"rows\.jsonl:3: .* data of task .spelling..*'def' in .*rows\.jsonl:1"),
+        ({"spec": SliceSpec("narrow", (0,), (4,)), "task": "b", "data": "b"}, r"rows\.jsonl:3: .*what sub-model"),
+        ({}, r"rows\.jsonl:3: sub-model 'narrow' on task 'spelling' stands in .*rows\.jsonl:1 already"),
     ],
 )  # fmt: skip
 def test_rows_that_disagree_are_refused_with_both_places(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
-    first = write_jsonl(tmp_path / "a.jsonl", [a_row().record()])
     other = a_row(task="counting", data="ghi")
-    second = write_jsonl(tmp_path / "b.jsonl", [other.record(), a_row(**changes).record()])
+    path = write_jsonl(tmp_path / "rows.jsonl", [a_row().record(), other.record(), a_row(**changes).record()])
     with pytest.raises(InputError, match=told):
-        read_rows([first, second])
+        read_rows(path)
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "{}", '{"spec": 1}'])
 def test_a_line_that_is_no_row_is_refused_with_its_place(tmp_path: Path, line: str) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [a_row().record(), line])
     with pytest.raises(InputError, match=r"rows\.jsonl:2: "):
-        read_rows([path])
+        read_rows(path)
 
 
 @pytest.mark.parametrize("changes", [{"seconds": "long"}, {"parameters": 1.5}, {"surplus": 1}, {"model": None}])
@@ -119,4 +118,4 @@ def test_a_row_of_other_types_is_refused(changes: dict[str, Any]) -> None:
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"rows\.jsonl: rows of a sweep cannot be read"):
-        read_rows([tmp_path / "rows.jsonl"])
+        read_rows(tmp_path / "rows.jsonl")

@@ -6,9 +6,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from model.errors import ConfigError, InputError, MatsliceError, SliceError
@@ -29,11 +31,16 @@ from tests.trainer.sweep.swept import (
     tasks,
     timeless,
 )
+from trainer.evaluation.held_out_task import FIGURES
+from trainer.evaluation.statistics import StatisticsConfig, samples
+from trainer.evaluation.task_config import MetricName
+from trainer.sweep.items import Measurement
 from trainer.sweep.row import read_rows
-from trainer.sweep.run import About, Progress, check, compare, official_of, sweep
+from trainer.sweep.run import About, Progress, check, compare, official_of, samples_of, sweep
 from trainer.sweep.store import ROWS_FILE, Store
 
 ALL = list(SPECS.values())
+ECE = FIGURES[MetricName.ece]
 
 
 def test_a_sweep_of_many_is_as_many_sweeps_of_one(tmp_path: Path) -> None:
@@ -41,7 +48,7 @@ def test_a_sweep_of_many_is_as_many_sweeps_of_one(tmp_path: Path) -> None:
     assert [row.key for row in together] == [(name, task.name) for task in tasks() for name in SPECS]
     alone = {row.key: row for name in SPECS for row in swept(tmp_path / name, [name])}
     assert timeless(together) == timeless([alone[row.key] for row in together])
-    assert timeless(read_rows([tmp_path / "all" / ROWS_FILE])) == timeless(together)
+    assert timeless([row for _, row in read_rows(tmp_path / "all" / ROWS_FILE)]) == timeless(together)
     losses = [row.metrics["loss"] for row in together]
     assert len({loss.value for loss in losses}) == len(losses)
     assert all(loss.low < loss.value < loss.high for loss in losses)
@@ -71,7 +78,8 @@ def test_seconds_are_shared_evenly_among_those_measured_at_once(tmp_path: Path) 
     for task in tasks():
         pair = [row for row in rows if row.task == task.name]
         lines = [json.loads(line) for line in items_file(tmp_path, task).read_text().splitlines()]
-        seconds = sum(line["seconds"] for line in lines)
+        seconds = sum(line["seconds"] for line in lines if line["spec"] == "full")
+        assert {line["together"] for line in lines} == {2}
         assert [row.seconds_together for row in pair] == pytest.approx([seconds] * 2)
         assert [row.seconds for row in pair] == pytest.approx([seconds / 2] * 2)
         assert all(row.peak_memory_bytes > 10 << 20 for row in pair)
@@ -175,3 +183,29 @@ def test_batches_in_any_order_give_items_in_theirs(tmp_path: Path, monkeypatch: 
     batches: Callable[[Spelling], Sequence[range]] = Spelling.batches.fget  # type: ignore[attr-defined, assignment]
     monkeypatch.setattr(Spelling, "batches", property(lambda task: batches(task)[::-1]))
     assert timeless(swept(tmp_path / "reversed")) == timeless(in_order)
+
+
+def test_what_was_found_of_many_sub_models_is_never_all_in_memory(tmp_path: Path) -> None:
+    """Of calibration, whose sums have 30 parts: resampled, they take a megabyte of each sub-model."""
+    specs = [SliceSpec(f"spec_{number}", FULL.kept_layers, FULL.ffn_widths) for number in range(48)]
+    task = Spelling("calibrated", num_items=100, batch_size=100, metrics=(ECE,))
+    found = identity(tasks=[task], statistics=StatisticsConfig())
+    drawn = np.random.default_rng(0)
+    with contextlib.closing(Store(tmp_path, found, specs, resume=False)) as store:
+        items = store.items(task)
+        for start in range(0, len(specs), 8):
+            items.add(Measurement(batch=0, seconds=1.0, peak_memory_bytes=1, found={
+                spec.name: [{"bins": drawn.random((10, 3)).tolist()} for _ in task.items]
+                for spec in specs[start : start + 8]
+            }))  # fmt: skip
+        tracemalloc.start()
+        try:
+            values = {spec.name: of["ece"].value for spec, of in samples_of(task, specs, items, found.statistics)}
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        # All at once would be three times as much; each is what it is alone.
+        assert most < 36 << 20
+        alone = samples([ECE], {"x": items.found(specs[40])}, found.statistics, task=task.name)["ece"]["x"]
+    assert values["spec_40"] == alone.value
+    assert len(set(values.values())) == len(specs)

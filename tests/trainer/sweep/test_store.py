@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import pytest
 
 from model.errors import CheckpointError, ConfigError, InputError
 from model.slicing.spec import SliceSpec
-from tests.trainer.sweep.swept import FULL, SPECS, Spelling, identity, swept, tasks
+from tests.trainer.sweep.swept import FULL, LOSS, SPECS, Spelling, identity, swept, tasks, timeless
 from trainer.evaluation.statistics import StatisticsConfig
-from trainer.sweep.store import ITEMS, ROWS_FILE, SWEEP_FILE, Items, Measurement, Store
+from trainer.sweep.items import Items, Measurement
+from trainer.sweep.row import read_rows
+from trainer.sweep.store import ITEMS, ROWS_FILE, SWEEP_FILE, Store
 
 ALL = list(SPECS.values())
 
@@ -45,6 +48,7 @@ def begun(directory: Path, task: Spelling, *, batches: int = 2) -> Items:
         ({"settings": {}}, "batch_size: was 2, now 'nothing'"),
         ({"statistics": StatisticsConfig(num_resamples=61)}, "statistics.num_resamples: was 60, now 61"),
         ({"tasks": [Spelling("spelling", fingerprint="x")]}, "tasks.spelling.fingerprint: was 'of the .*', now 'x'"),
+        ({"tasks": [Spelling("spelling", metrics=(LOSS,))]}, r"metrics: was \['loss', 'perplexity'\], now \['loss'\]"),
         ({"tasks": [Spelling("spelling", batch_size=3)]}, r"batches: was \[2, 2, 2, 2, 1\], now \[3, 3, 3\]"),
         ({"tasks": [Spelling("arc")]}, r"(?s)tasks.arc.items: was 'nothing', now 9.*spelling.items: was 9, now 'noth"),
     ],
@@ -112,14 +116,17 @@ def test_wherever_a_file_ends_whole_batches_are_left(tmp_path: Path) -> None:
     task = Spelling("spelling", num_items=3)
     path = begun(tmp_path, task).path
     content = path.read_bytes()
-    first = content.index(b"\n") + 1
-    for end in [*range(first - 3, first + 3), *range(0, len(content), 17), len(content) - 1]:
+    ends = [place + 1 for place, byte in enumerate(content) if byte == ord("\n")]
+    keys = [(name, batch) for batch in range(2) for name in SPECS]  # of the lines
+    for end in {first + step for first in ends for step in range(-3, 4)} | set(range(0, len(content), 97)):
         path.write_bytes(content[:end])
-        items = Items(path, task)
-        assert path.read_bytes() == content[: first if end >= first else 0]
-        assert [items.has(FULL, batch) for batch in range(2)] == [end >= first, False]
+        items = Items(path, task, identity())
+        whole = sum(one <= end for one in ends)
+        assert path.read_bytes() == content[: [0, *ends][whole]]
+        assert [items.has(SPECS[name], batch) for name, batch in keys] == [place < whole for place in range(len(keys))]
+        assert items.has_all(SPECS["short"]) == (whole == len(ends))
     path.write_bytes(content + b"\0" * 4096 + b"\n")  # as after a loss of power
-    assert Items(path, task).has(FULL, 1)
+    assert Items(path, task, identity()).has(FULL, 1)
     assert path.read_bytes() == content
 
 
@@ -129,8 +136,12 @@ def test_wherever_a_file_ends_whole_batches_are_left(tmp_path: Path) -> None:
         (lambda lines: [lines[0][:50], lines[1]], r"jsonl:1: no batch of a sweep"),
         (lambda lines: ["[]", lines[1]], r"jsonl:1: no batch of a sweep"),
         (lambda lines: [lines[0], lines[1], lines[0]], r"jsonl:3: batch 0 stands above already for sub-model 'full'"),
-        (lambda lines: [lines[0].replace("spelling.jsonl:2", "other:2"), lines[1]], r"jsonl:1: .* other items"),
+        (lambda lines: [lines[0].replace("spelling 1", "spelling 7"), lines[1]], r"jsonl:1: .* other items"),
+        (lambda lines: [lines[0].replace('"found": [{', '"found": [{}, {'), lines[1]], r"jsonl:1: .* other items"),
         (lambda lines: [lines[0].replace('"batch": 0', '"batch": 9'), lines[1]], r"jsonl:1: no batch of a sweep"),
+        (lambda lines: [lines[0].replace('"seed": 0', '"seed": 1'), lines[1]], r"another sweep: its seed is 1, here"),
+        (lambda lines: [lines[0].replace('"fingerprint"', '"x"'), lines[1]], r"its model is 'x', here it is 'fingerpr"),
+        (lambda lines: [lines[0].replace('"data": "of', '"data": "if'), lines[1]], r"jsonl:1: .* its data is 'if the"),
     ],
 )  # fmt: skip
 def test_a_damaged_line_is_refused_with_its_place(
@@ -140,14 +151,14 @@ def test_a_damaged_line_is_refused_with_its_place(
     path = begun(tmp_path, task).path
     path.write_text("".join(f"{line}\n" for line in spoil(path.read_text().splitlines())))
     with pytest.raises(CheckpointError, match=told):
-        Items(path, task)
+        Items(path, task, identity())
 
 
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
         ("model", "other", r"rows.jsonl:4: rows disagree on the model \(fingerprint\): 'other' here, 'fingerprint' in"),
-        ("data", "other", r"rows.jsonl:4: rows disagree on the data of task 'lm_eval:words/hard'|another data of task"),
+        ("data", "other", r"rows.jsonl:5: rows disagree on the data of task 'lm_eval:words/hard' .*rows.jsonl:4"),
         ("task", "other", r"rows.jsonl:4: the row is of another data of task 'other' \('w'\) than this sweep \(None\)"),
     ],
 )
@@ -174,7 +185,7 @@ def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path: Path, monkeypat
     task = Spelling("spelling")
     items = begun(tmp_path, task)
     before = items.path.read_bytes()
-    monkeypatch.setattr("trainer.sweep.store.os.fsync", no_room)
+    monkeypatch.setattr("trainer.sweep.lines.os.fsync", no_room)
     found = {"full": [{"loss_sum": 1.0, "tokens": 3}] * 2}
     with pytest.raises(CheckpointError, match=r"spelling.jsonl: results cannot be written .*GB are free there\)"):
         items.add(Measurement(batch=2, seconds=0.5, peak_memory_bytes=7, found=found))
@@ -183,3 +194,49 @@ def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path: Path, monkeypat
 
 def no_room(descriptor: int) -> None:
     raise OSError(28, "No space left on device")
+
+
+def test_what_a_line_says_it_is_of(tmp_path: Path) -> None:
+    swept(tmp_path)
+    for task in tasks():
+        with contextlib.closing(opened(tmp_path)) as store:
+            path = store.items_path(task.name)
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        assert len(lines) == len(SPECS) * len(task.batches)
+        for line in lines:
+            assert (line["model"], line["data"], line["seed"]) == ("fingerprint", task.fingerprint, 0)
+            batch = task.batches[line["batch"]]
+            assert line["items"] == [task.items[item] for item in batch]
+            assert line["digests"] == [task.digests[item] for item in batch]
+
+
+def test_items_are_told_by_what_they_are_wherever_their_files_lie(tmp_path: Path) -> None:
+    rows = swept(tmp_path)
+    moved = tasks()
+    for task in moved:
+        task.place = "elsewhere"
+    assert swept(tmp_path, tasks=moved) == rows
+    assert not any(task.asked for task in moved)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 4])
+def test_rows_without_all_their_items_are_measured_anew(
+    tmp_path: Path, keep: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = swept(tmp_path)
+    with contextlib.closing(opened(tmp_path)) as store:
+        path = store.items_path("spelling")
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:keep])) if keep else path.unlink()
+    with contextlib.closing(opened(tmp_path)) as store:
+        assert {task for _, task in store.rows} == {"lm_eval:words/hard"}
+        items = store.items(tasks()[0])
+        with pytest.raises(CheckpointError, match=r"under sub-model 'full' is not all there .*resume=true"):
+            items.found(FULL)
+    told = capsys.readouterr().err
+    assert "items of spelling are not all there, so rows of full, narrow, short are taken out" in told
+    again = tasks()
+    assert timeless(swept(tmp_path, tasks=again)) == timeless(rows)
+    assert len(again[0].asked) >= len(again[0].batches) - 1
+    assert not again[1].asked
+    assert Counter(row.key for _, row in read_rows(tmp_path / ROWS_FILE)) == Counter(row.key for row in rows)
