@@ -27,7 +27,7 @@ from tests.bench.search_model import CONFIG, SCALES, WIDTHS, Split, all_specs, t
 from tests.bench.search_report import EVERYTHING, Row, Study, write
 from trainer.search.cost import CostConfig, Costs, exact_costs
 from trainer.search.evaluator import Evaluator
-from trainer.search.methods import SearchMethod
+from trainer.search.methods import SearchMethod, least_evaluations
 from trainer.search.problem import Problem, coefficient_of_determination
 from trainer.search.refine import fitted
 from trainer.search.search import search
@@ -148,6 +148,8 @@ def by_limit(truth: Truth) -> dict[str, list[tuple[int, float]]]:
     found: dict[str, list[tuple[int, float]]] = {}
     for method in SearchMethod:
         for limit in LIMITS:
+            if limit < least_evaluations(method, truth.costs.space, len(truth.budgets)):
+                continue
             by_chance = method is SearchMethod.evolutionary or (method is SearchMethod.surrogate and limit < LIMIT)
             seeds = range(SEEDS if by_chance else 1)
             rows = [run(truth, method, limit, seed) for seed in seeds]
