@@ -8,6 +8,7 @@ the work: together that takes less than half the time.
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from jaxtyping import Float, Float64, Int
 from rich.console import Console
 from torch import Tensor
 
+from model.errors import InputError
 from model.gemma3n import Gemma3n
 from model.layers.altup import collapse, expand
 from model.layers.kv_cache import KeyValues
@@ -34,6 +36,7 @@ from tests.bench.search_model import CONFIG, ROW_TOKENS, Scale, Split, rows_of, 
 from trainer.data.batch import Batch
 from trainer.data.collate import Collator
 
+ABOUT = "fingerprint"  # what a file says of its losses, beside them
 LastPart = Callable[..., Tensor]  # ``row_losses``, compiled or not
 
 
@@ -65,13 +68,21 @@ def enumerated(
         specs: All of them.
         processes: How many measure side by side, a batch each.
         console: Where progress is told.
+
+    Raises:
+        InputError: The file has losses of another model, of other sub-models or on other text.
     """
     _, held_out = texts()
     rows = {
         split: rows_of(held_out[split], count=scale.measured_rows * scale.batches[split], seed=1) for split in Split
     }
     collator = Collator(CONFIG.text.pad_token_id)
-    measured = dict(np.load(path)) if path.exists() else {}
+    about = np.array(fingerprint_of(model, scale, specs, held_out))
+    measured = dict(np.load(path)) if path.exists() else {ABOUT: about}
+    if measured.get(ABOUT) != about:
+        raise InputError(
+            f"{path}: has losses of another model, other sub-models or other text; delete it, and all is measured anew"
+        )
     lacking = {
         key: collator(rows[split][number * scale.measured_rows :][: scale.measured_rows])
         for split, number in in_turn(scale) if (key := f"{split}_{number}") not in measured
@@ -79,7 +90,7 @@ def enumerated(
     for key, losses, seconds in measured_by(processes, model, lacking, specs, compiled=scale.compiled):
         measured[key] = losses
         aside = path.with_suffix(".part.npz")
-        np.savez(aside, **measured)
+        np.savez(aside, allow_pickle=False, **measured)
         aside.replace(path)
         if console is not None:
             console.print(f"{key}: {seconds:.0f} s for {len(specs)} specs")
@@ -87,6 +98,16 @@ def enumerated(
         split: np.concatenate([measured[f"{split}_{number}"] for number in range(scale.batches[split])], axis=1)
         for split in Split
     })  # fmt: skip
+
+
+def fingerprint_of(model: Gemma3n, scale: Scale, specs: Sequence[SliceSpec], held_out: Mapping[Split, bytes]) -> str:
+    """A hash of all that the losses of a batch follow from; how many batches there are is nothing to them."""
+    digest = hashlib.sha256(repr((scale.measured_rows, [spec.shape for spec in specs])).encode())
+    for text in held_out.values():
+        digest.update(text)
+    for tensor in model.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def in_turn(scale: Scale) -> Iterator[tuple[Split, int]]:

@@ -9,7 +9,6 @@ the first two.
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import random
 import sysconfig
@@ -80,19 +79,23 @@ def all_specs() -> list[SliceSpec]:
     ]
 
 
-def texts() -> tuple[bytes, dict[Split, bytes]]:
-    """The text to train on, and that of each split."""
+def files() -> dict[Split | None, list[bytes]]:
+    """The files of each split, and under None those to train on."""
     library = Path(sysconfig.get_path("stdlib"))
-    train = io.BytesIO()
-    splits = {split: io.BytesIO() for split in Split}
+    found: dict[Split | None, list[bytes]] = {part: [] for part in (None, *Split)}
     for path in sorted(library.rglob("*.py")):
         name = path.relative_to(library)
         if {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3"} & set(name.parts):
             continue
         place = hashlib.sha256(name.as_posix().encode()).digest()[0]
-        target = splits[list(Split)[place % len(Split)]] if place < 48 else train
-        target.write(path.read_bytes())
-    return train.getvalue(), {split: file.getvalue() for split, file in splits.items()}
+        found[list(Split)[place % len(Split)] if place < 48 else None].append(path.read_bytes())
+    return found
+
+
+def texts() -> tuple[bytes, dict[Split, bytes]]:
+    """The text to train on, and that of each split."""
+    found = files()
+    return b"".join(found[None]), {split: b"".join(found[split]) for split in Split}
 
 
 def rows_of(text: bytes, *, count: int, seed: int) -> list[TokenRow]:
