@@ -261,7 +261,7 @@ def band(curve: Sequence[Sample], *, confidence: float) -> list[Interval]:
 
     Every point's own interval is stretched by one common factor, on each side of the value by itself: the factor that
     this share of the shared draws needs to lie within it at all points. Points that move together thus want less of
-    it than others; a single one wants none. Limits may lie beyond what a figure can be, such as a share above one.
+    it than others; a single one wants none. Limits are within bounds where the metric has them.
     Where items are all alike, the point's interval is of so much more confidence as there are points (Bonferroni).
 
     The points are taken as given: that a frontier was chosen by the same figures makes its points look better than
@@ -279,16 +279,16 @@ def band(curve: Sequence[Sample], *, confidence: float) -> list[Interval]:
                 farthest = np.fmax(farthest, side * moved / room)  # draws without the figure decide nothing
     factor = max(1.0, float(np.quantile(farthest, confidence, method="higher")))
     surer = 1 - (1 - confidence) / len(curve)
-    return [
-        alike(sample, confidence=surer)
-        if sample.is_still
-        else Interval(
-            value=own.value,
-            low=min(own.low, own.value - factor * (own.value - own.low)),
-            high=max(own.high, own.value + factor * (own.high - own.value)),
-        )
-        for sample, own in zip(curve, alone, strict=True)
-    ]
+    found: list[Interval] = []
+    for sample, own in zip(curve, alone, strict=True):
+        if sample.is_still:
+            found.append(alike(sample, confidence=surer))
+            continue
+        least, most = sample.bounds or (-math.inf, math.inf)
+        low = min(own.low, max(least, own.value - factor * (own.value - own.low)))
+        high = max(own.high, min(most, own.value + factor * (own.high - own.value)))
+        found.append(Interval(value=own.value, low=low, high=high))
+    return found
 
 
 def limits(sample: Sample, shares: Float64[np.ndarray, " limits"]) -> list[float]:

@@ -109,6 +109,13 @@ def test_differences_of_few_items_agree_with_their_intervals() -> None:
     assert between.p > 0.05
 
 
+def test_a_band_of_shares_stays_among_shares() -> None:
+    generator = np.random.default_rng(2)
+    drawn = {f"s{number}": (generator.random(12) < 0.9).astype(float).tolist() for number in range(12)}
+    curve = list(found(SHARE, **drawn).values())
+    assert all(0 <= wide.low <= wide.value <= wide.high <= 1 for wide in band(curve, confidence=0.95))
+
+
 def test_a_band_is_wider_where_all_are_right_than_the_interval_by_itself() -> None:
     generator = np.random.default_rng(0)
     drawn = {f"s{number}": (generator.random(20) < 0.6).astype(float).tolist() for number in range(9)}

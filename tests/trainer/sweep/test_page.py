@@ -14,11 +14,13 @@ import pytest
 from model.errors import InputError, SliceError
 from tests.model.slicing.official import E4B
 from tests.trainer.sweep.page_rows import HOSTILE, ORIGIN, comparisons, figure, renamed, sweep_rows
+from trainer.evaluation.statistics import Difference
 from trainer.sweep.page.chart import chart, ticks
 from trainer.sweep.page.data import page_data, safe_json
 from trainer.sweep.page.facts import Cost, Facts, pareto
 from trainer.sweep.page.page import Origin, page, write_report
 from trainer.sweep.page.picture import draw_frontiers
+from trainer.sweep.page.table import columns
 from trainer.sweep.row import Row
 from trainer.sweep.run import Comparison
 
@@ -105,6 +107,31 @@ def test_without_a_program_figures_and_sub_models_are_all_there(rows: list[Row],
         assert label in read.texts["svg text"]
 
 
+def test_what_has_no_interval_says_why_and_dots_are_filled_by_p(rows: list[Row]) -> None:
+    """Of chat every loss has no limits; differences of none, small and large p."""
+    plain = {"loss": dataclasses.replace(figure(2.5, 0.1, "nats"), low=math.nan, high=math.nan)}
+    told = [dataclasses.replace(row, metrics=plain) for row in rows if row.task == "chat"]
+    compared = comparisons(told)
+    changes = compared["chat"].differences["loss"]
+    names = list(changes)
+    same = Difference(value=0.0, low=math.nan, high=math.nan, p=1.0)
+    all_by_one = Difference(value=1.0, low=math.nan, high=math.nan, p=math.nan)
+    apart = [Difference(value=1.0, low=0.5, high=1.5, p=p) for p in (0.0005, 0.0501)]
+    differing = dict(zip(names, [same, all_by_one, *apart], strict=False))
+    comparison = dataclasses.replace(compared["chat"], differences={"loss": differing})
+    facts = Facts(rows=told, config=E4B.text, comparisons={"chat": comparison})
+    found = {column.title: column for column in columns(facts)}
+    place = {row.spec.name: index for index, row in enumerate(facts.subs)}
+    cells = [found["Δ loss"].cells[place[name]] for name in names[:4]]
+    assert {cell.small for cell in found["loss"].cells} == {"all 1,200 items alike"}
+    assert [cell.small for cell in cells[:2]] == ["no item differs", "all 1,200 items alike"]
+    assert [cell.whisker and cell.whisker.clear for cell in cells] == [None, None, True, False]
+    assert [found["p"].cells[place[name]].text for name in names[:4]] == ["1.0000", "–", "0.0005", "0.0501"]
+    written = page(facts, ORIGIN)
+    assert Read(written).wrong == []
+    assert "no item differs" in Read(written).texts["td small"]
+
+
 def test_names_are_text_wherever_they_stand(rows: list[Row], tmp_path: Path) -> None:
     hostile = [
         renamed(row, task=f"{HOSTILE}{row.task}") if row.task == "chat" else row
@@ -160,9 +187,10 @@ def test_what_cannot_stand_side_by_side_is_refused(rows: list[Row], tmp_path: Pa
     wide = dataclasses.replace(rows[1].spec, ffn_widths=(99_999, *rows[1].spec.ffn_widths[1:]))
     for wrong, told, kind in (
         ([], "no rows", InputError),
-        ([rows[0], other_model], "rows of 2 models", InputError),
-        ([rows[0], rows[0]], "two rows", InputError),
-        ([rows[0], renamed(rows[-1], spec=rows[0].spec.name)], "two sub-models have this name", InputError),
+        ([rows[0], other_model], r"row 2: rows disagree on the model .* in row 1", InputError),
+        ([rows[0], dataclasses.replace(rows[1], data="another")], "row 2: .* on the data of task", InputError),
+        ([rows[0], rows[0]], "row 2: .* stands in row 1 already", InputError),
+        ([rows[0], renamed(rows[-1], spec=rows[0].spec.name)], "row 2: rows disagree on what sub-model", InputError),
         ([dataclasses.replace(rows[1], spec=wide)], "99999", SliceError),
     ):
         with pytest.raises(kind, match=told):

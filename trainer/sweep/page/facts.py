@@ -14,7 +14,7 @@ from model.config import TextConfig
 from model.errors import InputError
 from model.slicing.spec import SliceSpec
 from trainer.evaluation.statistics import Difference
-from trainer.sweep.row import Figure, Row
+from trainer.sweep.row import Figure, Row, check_beside
 from trainer.sweep.run import Comparison
 
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
@@ -84,20 +84,12 @@ class Facts:
         """Refuse what cannot be shown side by side."""
         if not self.rows:
             raise InputError("a report of no rows; finish at least one task of the sweep")
-        seen: dict[tuple[str, str], Row] = {}
-        specs: dict[str, SliceSpec] = {}
-        models = {row.model for row in self.rows}
-        if len(models) > 1:
-            raise InputError(f"rows of {len(models)} models ({', '.join(sorted(models))}); report each for itself")
-        for row in self.rows:
+        seen: dict[tuple[str, ...], tuple[str, Row]] = {}
+        for number, row in enumerate(self.rows, start=1):
             row.spec.check(self.config)
             if not row.metrics:
                 raise InputError(f"slice '{row.spec.name}', task '{row.task}': no figures; leave the row out")
-            if row.key in seen:
-                raise InputError(f"slice '{row.spec.name}', task '{row.task}': two rows; keep one of them")
-            if specs.setdefault(row.spec.name, row.spec) != row.spec:
-                raise InputError(f"slice '{row.spec.name}': two sub-models have this name; rename one of them")
-            seen[row.key] = row
+            check_beside(row, f"row {number}", seen)
 
     @cached_property
     def tasks(self) -> list[str]:
@@ -198,7 +190,10 @@ class Facts:
             if (halves := [factor * half for one in several if one and (half := (one.high - one.low) / 2) > 0])
         ]
         return Scale(
-            title=metric, unit=unit, factor=factor, digits=min(max([0, *digits] if digits else [3]), MAX_DIGITS)
+            title=metric.replace("_", " "),
+            unit=unit,
+            factor=factor,
+            digits=min(max([0, *digits] if digits else [3]), MAX_DIGITS),
         )
 
     def scale_of_cost(self, cost: Cost) -> Scale:

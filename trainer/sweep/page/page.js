@@ -37,7 +37,7 @@
     const size = 10 ** Math.floor(Math.log10(rough));
     const step = size * [1, 2, 2.5, 5, 10].find((factor) => size * factor >= rough * 0.999);
     const found = [];
-    for (let place = Math.ceil(low / step - 1e-9); place <= Math.floor(high / step + 1e-9); place += 1) found.push(place * step);
+    for (let place = Math.ceil(low / step - 1e-9); place <= Math.floor(high / step + 1e-9); place += 1) found.push(place * step || 0); // no minus before zero
     let digits = 0;
     while (digits < 12 && Math.abs(Number(step.toFixed(digits)) - step) > step * 1e-6) digits += 1;
     return found.map((value) => ({

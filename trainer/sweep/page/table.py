@@ -91,11 +91,15 @@ def task_columns(facts: Facts, index: int, task: str) -> Iterator[Column]:
     for place, metric in enumerate(facts.metrics(task)):
         shown, extra = facts.scale_of(task, metric), place > 0
         cells = [figure_cell(facts, row, task, metric, shown) for row in facts.subs]
-        yield Column(title=metric, unit=shown.unit, cells=cells, task=index, extra=extra, opens=place == 0)
+        yield Column(title=shown.title, unit=shown.unit, cells=cells, task=index, extra=extra, opens=place == 0)
         if facts.has_changes(task, metric):
             unit = shown.unit.replace("% of", "points of") if shown.unit.startswith("%") else shown.unit
             yield Column(
-                title=f"Δ {metric}", unit=unit, cells=change_cells(facts, task, metric, shown), task=index, extra=extra
+                title=f"Δ {shown.title}",
+                unit=unit,
+                cells=change_cells(facts, task, metric, shown),
+                task=index,
+                extra=extra,
             )
             yield Column(title="p", unit="adjusted", cells=p_cells(facts, task, metric), task=index, extra=True)
     rows = [facts.found.get((row.spec.name, task)) for row in facts.subs]
@@ -152,7 +156,7 @@ def p_text(p: float | None) -> str:
     """A p-value for people."""
     if p is None:
         return "–"
-    return f"{p:.3f}" if p >= 0.001 else "<0.001"
+    return f"{p:.4f}" if p >= 0.0001 else "<0.0001"
 
 
 def span(shown: Scale, low: float, high: float, *, signed: bool = False) -> str:
