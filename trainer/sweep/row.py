@@ -268,8 +268,8 @@ def check_beside(row: Row, where: str, seen: dict[tuple[str, ...], tuple[str, Ro
                 f"{where}: rows disagree on {what}: {value!r} here, {of_other(other)!r} in {other_where};"
                 " rows of one file are of one sweep, so keep those of either"
             )
-    other_where, other = seen.setdefault(("row", *row.key), (where, row))
-    if other is not row:
+    other_where, _ = seen.setdefault(("row", *row.key), (where, row))
+    if other_where != where:
         raise InputError(
             f"{where}: sub-model '{row.spec.name}' on task '{row.task}' stands in {other_where} already; take one out"
         )
