@@ -17,7 +17,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from trainer.locking import waiting_for
+
 JOBS_FILE = "jobs.jsonl"
+LOCK = ".jobs.lock"  # beside it: one multirun writes at a time
 NOTES = ".jobs"  # the directory of notes, while jobs run
 
 
@@ -102,13 +105,17 @@ def line_of(multirun: str, planned: Planned, ended: Ended) -> str:
 
 
 def replace_lines(file: Path, multirun: str, lines: Sequence[str]) -> None:
-    """Write the lines of a multirun below those of others that ``file`` holds, in the place of older ones of it."""
-    before = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-    others = [line for line in before if not line.startswith(f'{{"multirun": "{multirun}"')]
+    """Write the lines of a multirun below those of others that ``file`` holds, in the place of older ones of it.
+
+    Several multiruns may do so at once.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    half = file.with_suffix(".half")
-    half.write_text("".join([*others, *lines]), encoding="utf-8")
-    os.replace(half, file)
+    with waiting_for(file.with_name(LOCK)):
+        before = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+        others = [line for line in before if not line.startswith(f'{{"multirun": "{multirun}"')]
+        half = file.with_name(f".{file.name}.{multirun}")
+        half.write_text("".join([*others, *lines]), encoding="utf-8")
+        os.replace(half, file)
 
 
 def summary(planned: dict[int, Planned], ended: Iterable[Ended], file: Path) -> list[str]:

@@ -26,6 +26,7 @@ SWEEPER = "hydra/sweeper="  # and what chooses values
 SUBMITIT = "submitit"  # what the names of those begin with that submit jobs
 JOBLIB = "joblib"
 FAILED, TERMINATED = 1, 143  # exit statuses: of an error of ours, as Python's; of SIGTERM, as shells'
+OF_SIGNALS = 128  # what those are larger than that say that somebody, or a closed pipe, ended the program
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,12 @@ def attempted(attempt: Callable[[], Attempt], known: Ended, *, said: str) -> tup
         if exit_status != 0:
             print(f"error: {said}{message}", file=sys.stderr)
     except SystemExit as error:
-        exit_status, leaving = error.code if isinstance(error.code, int) else 0, error
-        message = f"it ended with exit status {exit_status}"
+        exit_status, message = status_of(error), text_in(error)
+        leaving = error if exit_status > OF_SIGNALS else None
+        if message:
+            print(f"error: {said}{message}", file=sys.stderr)
+        elif exit_status != 0:
+            message = f"it ended with exit status {exit_status}"
     except KeyboardInterrupt as error:
         exit_status, leaving, message = 128 + signal.SIGINT, error, "it was interrupted"
     except Exception as error:
@@ -76,6 +81,22 @@ def attempted(attempt: Callable[[], Attempt], known: Ended, *, said: str) -> tup
         seconds=round(time.perf_counter() - begun, 3), value=value, message=message,
     )  # fmt: skip
     return ended, leaving
+
+
+def status_of(leaving: SystemExit) -> int:
+    """The exit status of a program that is left so: with words there is something wrong."""
+    match leaving.code:
+        case None:
+            return 0
+        case int():
+            return leaving.code
+        case _:
+            return FAILED
+
+
+def text_in(leaving: SystemExit) -> str:
+    """What is said by a program that is left with words; nothing by others."""
+    return "" if leaving.code is None or isinstance(leaving.code, int) else str(leaving.code)
 
 
 def run_elsewhere(notes: Path, known: Ended, attempt: Callable[[], Attempt], *, launcher: str, said: str) -> Ended:

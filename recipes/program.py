@@ -35,6 +35,8 @@ from recipes.jobs import (
     refuse_launcher,
     refuse_search,
     run_elsewhere,
+    status_of,
+    text_in,
 )
 from recipes.multirun import BEGUN, Multirun, account, launching, notes_of
 from recipes.quoting import is_override, quote_free_text, refuse_repeated
@@ -147,7 +149,9 @@ def start(
         print("interrupted", file=sys.stderr)
         stopped, status = True, INTERRUPTED
     except SystemExit as leaving:  # --help, and what argparse objects to
-        stopped, status = True, leaving.code if isinstance(leaving.code, int) else 0
+        stopped, status = True, status_of(leaving)
+        if told := text_in(leaving):
+            print(f"error: {told}", file=sys.stderr)
     except Exception as error:
         if (told := asked.explain(error)) is None:
             raise

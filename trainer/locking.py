@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -33,3 +35,16 @@ def lock(directory: Path, told: str) -> TextIO:
     except OSError:
         pass
     return file
+
+
+@contextmanager
+def waiting_for(file: Path) -> Iterator[None]:
+    """Keep others out of what is done in the block, and wait for those that are doing it.
+
+    Args:
+        file: What they agree on; it is made, and stays.
+    """
+    with file.open("a", encoding="utf-8") as held:
+        with suppress(OSError):  # where a file system has no locks, there are none
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield

@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from recipes.cli import RECIPES, schema_of
+from recipes.job_records import replace_lines
 from recipes.plan import PlanRecipe
 from recipes.program import start
 from recipes.quoting import places
@@ -128,6 +131,44 @@ def test_jobs_of_an_earlier_multirun_stay_in_the_file(here: Path) -> None:
     for _ in range(2):
         assert start("plan", PlanRecipe, run, ["--multirun", f"context={WELL},{REFUSED}"]) == 2
     assert [job["status"] for job in jobs_of(here)] == ["done", "failed"] * 2
+
+
+def leave(recipe: PlanRecipe) -> None:
+    """End as the number says: with words, with a status of one's own, well, or as after a signal."""
+    words = {1: "told in words", 2: 3, 3: 0, 4: None, 6: 143}
+    if recipe.context in words:
+        sys.exit(words[recipe.context])
+
+
+def test_a_job_that_leaves_with_words_has_failed_and_ends_no_other(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start("plan", PlanRecipe, leave, ["--multirun", "context=1,2,3,4,5,6,7"]) == 143
+    found = [(job["status"], job["exit_status"], job["message"]) for job in jobs_of(here)]
+    assert found == [
+        ("failed", 1, "told in words"), ("failed", 3, "it ended with exit status 3"), ("done", 0, ""), ("done", 0, ""),
+        ("done", 0, ""), ("interrupted", 143, "it ended with exit status 143"), ("not_begun", None, ""),
+    ]  # fmt: skip
+    assert "error: job 0 (context=1): told in words" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("context", "status"), [(1, 1), (2, 3), (3, 0), (4, 0), (6, 143)])
+def test_what_a_program_alone_is_left_with_is_its_status(
+    here: Path, context: int, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start("plan", PlanRecipe, leave, [f"context={context}"]) == status
+    assert ("error: told in words" in capsys.readouterr().err) == (context == 1)
+
+
+def test_several_multiruns_write_into_one_file_at_once(here: Path) -> None:
+    def write(name: str) -> None:
+        for number in range(60):
+            replace_lines(here / "jobs.jsonl", name, [f'{{"multirun": "{name}", "job": {number}}}\n'] * 3)
+
+    with ThreadPoolExecutor(4) as several:
+        list(several.map(write, "abcd"))  # raises what one of them raises
+    found = Counter((here / "jobs.jsonl").read_text().splitlines())
+    assert found == {f'{{"multirun": "{name}", "job": 59}}': 3 for name in "abcd"}
 
 
 def test_the_output_of_a_job_is_told(here: Path) -> None:
