@@ -21,7 +21,8 @@ from model.processor.chat import CHAT_TEMPLATE
 from model.processor.template import template_of
 from model.processor.tokenizer import BOS, Tokenizer
 
-TO_GO_ON = "<the words to go on with>"  # put behind the last message, and looked for in what is written
+# Put behind the last message, and looked for in what is written: without its space where messages are trimmed.
+TO_GO_ON = "<the words to go on with> "
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Chat:
 
     def write(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
         """A conversation up to where the assistant's words go; without a prompt for these, its last ones are gone on.
+
+        Where the template trims messages, the space at the end of these is left out, as transformers does it.
 
         Where the template takes no system message, it is left out.
 
@@ -68,10 +71,10 @@ class Chat:
         )  # fmt: skip
         if add_generation_prompt or not wanted:
             return text
-        before, mark, _ = text.rpartition(TO_GO_ON)
+        before, mark, after = text.rpartition(TO_GO_ON.rstrip())
         if not mark:
             raise TemplateError("it leaves out the words to go on with")
-        return before
+        return before if after.startswith(" ") else before.rstrip()
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from model.errors import InputError
 from model.inputs import Inputs
@@ -103,6 +104,16 @@ def test_an_answer_that_is_begun_is_gone_on_with() -> None:
         [*TURNS, {"role": "assistant", "content": "It is"}], add_generation_prompt=False
     )
     assert found.endswith("<start_of_turn>model\nIt is")
+
+
+@pytest.mark.parametrize("begun", ["Answer:", "Answer: ", "Answer:\n", " It  is", "a < b "])
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, CHAT_TEMPLATE.replace(" | trim", "")], ids=["trims", "keeps"])
+def test_it_is_gone_on_with_as_transformers_does(begun: str, template: str) -> None:
+    messages = [TURNS[1], {"role": "assistant", "content": begun}]
+    (expected,), _ = render_jinja_template(
+        conversations=[messages], chat_template=template, continue_final_message=True, bos_token="<bos>"
+    )
+    assert Chat(template).write(messages, add_generation_prompt=False) == expected
 
 
 def test_the_template_is_recorded_where_it_is_used() -> None:
