@@ -208,8 +208,7 @@ def prepare(recipe: SweepRecipe) -> Prepared:
     tasks: list[Task] = []
     if written or not theirs:
         tasks += build_tasks(written, parent.processor, has_reference=recipe.compare)
-    for name in theirs:
-        tasks += harness_tasks(name, recipe.lm_eval, parent.processor, checkpoint=parent.checkpoint)
+    tasks += harness_tasks(theirs, recipe.lm_eval, parent.processor, checkpoint=parent.checkpoint)
     fitting = [task.name for task in tasks if any(metric.name == "accuracy" for metric in task.metrics)]
     if recipe.mmlu_task not in (None, *fitting):
         raise ConfigError(

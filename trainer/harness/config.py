@@ -28,7 +28,9 @@ class HarnessConfig:
     fewshot_seed: int = 1234  # draws the examples; the harness's own
     generation_seed: int = 0  # draws tokens where a task asks for that
     include_path: list[Path] = field(default_factory=list)  # directories of tasks of one's own
-    metrics: list[str] = field(default_factory=list)  # by the harness's names, the main one first; empty = the task's
+    metrics: list[str] = field(
+        default_factory=list
+    )  # of each task those it has, main one first; empty, or none = its own
 
     def __post_init__(self) -> None:
         for key, least in {"num_fewshot": 0, "limit": 1, "max_length": 1, "batch_size": 1}.items():

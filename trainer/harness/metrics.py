@@ -62,23 +62,30 @@ def keys_of(names: Sequence[str], filters: Sequence[str]) -> list[str]:
     return [name if kept == PLAIN else f"{name},{kept}" for kept in filters for name in names]
 
 
+def refuse_unknown(wanted: Sequence[str], known: Mapping[str, Sequence[str]]) -> None:
+    """Raise ConfigError if figures are wanted that no task has; ``known`` are those of tasks, by their labels."""
+    every = {key for keys in known.values() for key in keys}
+    if unknown := [key for key in wanted if key not in every]:
+        told = "; ".join(f"{label} has {', '.join(keys)}" for label, keys in known.items())
+        raise ConfigError(f"lm_eval: no task has a metric '{unknown[0]}' (metrics); {told}")
+
+
 def metrics_of(task: Any, filters: Sequence[str], wanted: Sequence[str], label: str) -> tuple[Metric, ...]:
-    """The figures of a task of the harness, or those of them that are wanted.
+    """The figures of a task of the harness, or those of them that are wanted; all if it has none of these.
 
     Raises:
-        ConfigError: It has no such figure, or one that is no function of sums over items.
+        ConfigError: One is no function of sums over items.
     """
     aggregations, higher = task.aggregation(), task.higher_is_better()
     all_of_them = {key: key.split(",")[0] for key in keys_of(list(aggregations), filters)}
     found = []
-    for key in wanted or all_of_them:
-        if key not in all_of_them:
-            raise ConfigError(f"{label}: has no metric '{key}'; it has {', '.join(all_of_them)}")
+    for key in [key for key in wanted if key in all_of_them] or all_of_them:
         aggregation = aggregations[all_of_them[key]]
         name = getattr(aggregation, "__name__", repr(aggregation))
         if name not in KNOWN or getattr(aggregation, "__module__", "") != AGGREGATIONS:
             others = [one for one, plain in all_of_them.items() if aggregations[plain] is not aggregation]
-            remedy = f"choose others by metrics=[{','.join(others)}]" if others else "leave the task out"
+            chosen = ",".join([*(one for one in wanted if one != key), *(one for one in others if one not in wanted)])
+            remedy = f"choose others by metrics=[{chosen}]" if others else "leave the task out"
             raise ConfigError(
                 f"{label}: its metric '{key}' is put together by '{name}', which is no mean over items, so there is"
                 f" no interval of it here; {remedy}, or run the task by 'matslice lm_eval'"

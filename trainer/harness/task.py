@@ -23,8 +23,9 @@ from trainer.harness.chat import Chat
 from trainer.harness.config import HarnessConfig
 from trainer.harness.encoding import Encoding, longest_first
 from trainer.harness.generation import Usual
+from trainer.harness.judging import judging_of
 from trainer.harness.library import document_hash, first_line, load_tasks, seeded_alike
-from trainer.harness.metrics import PLAIN, metrics_of
+from trainer.harness.metrics import PLAIN, keys_of, metrics_of, refuse_unknown
 from trainer.harness.requests import Answer, Asking, Request, Requests, hash_of, in_turn
 
 
@@ -110,20 +111,22 @@ class HarnessTask:
 
 
 def harness_tasks(
-    name: str, config: HarnessConfig, processor: Processor, *, checkpoint: Path | None = None
+    names: Sequence[str], config: HarnessConfig, processor: Processor, *, checkpoint: Path | None = None
 ) -> list[HarnessTask]:
-    """The tasks of a name: one, or those of a group or a tag, all made ready before a model is loaded.
+    """The tasks of names, each one or those of a group or a tag, all made ready before a model is loaded.
 
     Args:
-        name: As the harness has it, or a YAML file of a task.
+        names: As the harness has them, or YAML files of tasks.
         config: How they are asked.
         processor: The checkpoint's: its tokenizer and chat template, and how long a text the model reads.
         checkpoint: Where it says what ends an answer; None: the model's own ends, and that of a turn.
 
     Raises:
-        ConfigError: The harness is absent, has no such task, or asks for what cannot be done here.
-        InputError: The task's data cannot be had or asked.
+        ConfigError: The harness is absent, has no such task, asks for what cannot be done here, or has no such metric.
+        InputError: A task's data cannot be had or asked.
     """
+    if not names:
+        return []
     text = processor.config.text
     encoding = Encoding(
         tokenizer=processor.tokenizer,
@@ -133,22 +136,31 @@ def harness_tasks(
     own = Usual(stop_ids=frozenset({processor.tokenizer.end_of_turn_id, *text.eos_token_id}))
     usual = own if checkpoint is None else Usual.read(checkpoint, processor.tokenizer, text)
     requests = Requests(encoding=encoding, usual=usual, seed=config.generation_seed)
-    with seeded_alike():
-        return [ready(theirs, config, requests) for theirs in load_tasks(name, config.include_path)]
+    loaded: list[Any] = []
+    for name in names:
+        with seeded_alike():
+            loaded += load_tasks(name, config.include_path)
+    refuse_unknown(config.metrics, {label_of(one): keys_of(list(one.aggregation()), names_of(one)) for one in loaded})
+    found = []
+    for theirs in loaded:
+        with seeded_alike():  # what is asked does not depend on the other tasks
+            found.append(ready(theirs, config, requests))
+    return found
 
 
 def ready(theirs: Any, config: HarnessConfig, requests: Requests) -> HarnessTask:
     """One task, its documents asked."""
-    label = f"lm_eval:{theirs.task_name}"
+    label = label_of(theirs)
     refuse_unfit(theirs, label)
-    chosen = metrics_of(theirs, [ensemble.name for ensemble in filters_of(theirs)], config.metrics, label)
+    chosen = metrics_of(theirs, names_of(theirs), config.metrics, label)
     set_fewshot(theirs, config)
     documents = documents_of(theirs, config, requests, label)
     order = longest_first([document.length for document in documents])
     documents = [documents[place] for place in order]
     tokenizer = requests.encoding.tokenizer
     settings = {
-        "task": theirs.task_name, "version": str(theirs.VERSION), "metrics": [metric.name for metric in chosen],
+        "task": theirs.task_name, "version": str(theirs.VERSION), "judged": judging_of(theirs),
+        "metrics": [[metric.name, metric.unit, metric.higher_is_better] for metric in chosen],
         "num_fewshot": theirs.get_config("num_fewshot"), "tokenizer": tokenizer.fingerprint,
         "chat_template": Chat.of(tokenizer).text if config.apply_chat_template else None,
         "stop_ids": sorted(requests.usual.stop_ids),
@@ -230,6 +242,16 @@ def item_of(where: str, asked: Sequence[Any], requests: Requests) -> Item:
 def filters_of(theirs: Any) -> Sequence[Any]:
     """What a task makes of answers before they are judged; the harness has no public name for it."""
     return vars(theirs)["_filters"]
+
+
+def label_of(theirs: Any) -> str:
+    """What messages call a task."""
+    return f"lm_eval:{theirs.task_name}"
+
+
+def names_of(theirs: Any) -> list[str]:
+    """The names of its filters of answers."""
+    return [ensemble.name for ensemble in filters_of(theirs)]
 
 
 def as_json(value: Any) -> Any:

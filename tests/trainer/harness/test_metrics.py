@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from model.errors import ConfigError
-from trainer.harness.metrics import AGGREGATIONS, metrics_of
+from trainer.harness.metrics import AGGREGATIONS, metrics_of, refuse_unknown
 
 
 def aggregation(name: str) -> Callable[[Any], float]:
@@ -70,8 +70,24 @@ def test_figures_of_another_kind_are_refused_by_name_unless_others_are_chosen() 
     ):
         metrics_of(asked, ["none"], [], "lm_eval:task")
     assert [metric.name for metric in metrics_of(asked, ["none"], ["acc"], "lm_eval:task")] == ["acc"]
-    with pytest.raises(ConfigError, match=r"lm_eval:task: has no metric 'mcc'; it has acc, f1"):
-        metrics_of(asked, ["none"], ["mcc"], "lm_eval:task")
+
+
+def test_of_several_tasks_each_gives_those_figures_that_it_has() -> None:
+    first, second, third = Theirs(acc="mean", f1="f1_score"), Theirs(acc_norm="mean", acc="mean"), Theirs(em="mean")
+    wanted = ["acc_norm", "acc"]
+    found = [[one.name for one in metrics_of(task, ["none"], wanted, "x")] for task in (first, second, third)]
+    assert found == [["acc"], ["acc_norm", "acc"], ["em"]]
+    known = {"lm_eval:a": ["acc", "f1"], "lm_eval:b": ["acc_norm"]}
+    refuse_unknown(wanted, known)
+    with pytest.raises(
+        ConfigError, match=r"no task has a metric 'mcc' \(metrics\); lm_eval:a has acc, f1; lm_eval:b has acc_norm"
+    ):
+        refuse_unknown(["acc", "mcc"], known)
+
+
+def test_what_is_to_be_chosen_instead_leaves_other_tasks_what_they_have() -> None:
+    with pytest.raises(ConfigError, match=r"choose others by metrics=\[em,acc\]"):
+        metrics_of(Theirs(acc="mean", f1="f1_score"), ["none"], ["em", "f1"], "lm_eval:task")
 
 
 def test_a_function_of_the_task_that_is_called_mean_is_no_mean() -> None:
