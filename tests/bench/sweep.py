@@ -3,8 +3,10 @@
 
     matslice demo; python -m tests.bench.sweep [--items N] [--rounds N] [--demo DIR] [--document FILE]
 
-Both find the same, which is checked to the last bit of every item. An evaluation of one sub-model loads the model and
-reads the task, as a command would; what Python takes to start is in neither. Sweep and evaluations take turns.
+Of each of the demo's tasks: how likely the right answers are, and of pictures and recordings what is answered, as
+conf/task has it. Both ways find the same, which is checked to the last bit of every item. An evaluation of one
+sub-model loads the model and reads the task, as a command would; what Python takes to start is in neither. Sweep and
+evaluations take turns.
 """
 
 from __future__ import annotations
@@ -32,10 +34,16 @@ from trainer.config import Device
 from trainer.evaluation.metric import Values
 from trainer.evaluation.task import Task
 from trainer.evaluation.task_building import build_task
-from trainer.evaluation.task_config import TaskConfig, TaskKind
+from trainer.evaluation.task_config import GenerationTaskConfig, TaskConfig, TaskKind
 
 ROOT = Path(__file__).parents[2]
-TASKS = {"topic": "text", "digit": "pictures", "say": "recordings"}
+MEDIA = {"topic": "text", "digit": "pictures", "say": "recordings"}
+TASKS = (  # what is asked of which rows
+    ("topic", TaskKind.held_out), ("digit", TaskKind.held_out), ("say", TaskKind.held_out),
+    ("digit", TaskKind.generation), ("say", TaskKind.generation),
+)  # fmt: skip
+ASKED = {TaskKind.held_out: "likelihood", TaskKind.generation: "answers"}
+NEW_TOKENS = 4  # of an answer, as in conf/task
 
 
 @dataclass(frozen=True)
@@ -101,30 +109,35 @@ def main() -> None:
     text = find_parent(recipe).config.text
     specs = [one.spec for one in official(text)]
     console, results = Console(width=120), dict[str, Measured]()
-    for name in TASKS:
+    for name, kind in TASKS:
         config = TaskConfig(
-            name=name, kind=TaskKind.held_out, files=[str(options.demo / "data" / name / "test.jsonl")],
-            max_items=options.items, batch_size=16,
+            name=name, kind=kind, files=[str(options.demo / "data" / name / "test.jsonl")],
+            max_items=options.items, batch_size=16, generation=GenerationTaskConfig(max_new_tokens=NEW_TOKENS),
         )  # fmt: skip
-        results[name] = measure(recipe, config, specs, options.rounds)
-        assert results[name].same, f"{name}: a sweep found something else"
+        label = f"{name} ({MEDIA[name]}), {ASKED[kind]}"
+        results[label] = measure(recipe, config, specs, options.rounds)
+        assert results[label].same, f"{label}: a sweep found something else"
+        console.print(f"{label}: {results[label].ratio:.2f}")
     layers = sum(len(spec.kept_layers) for spec in specs)
     run = tree_of(specs, text).num_steps
     columns = ("task", "items", "16 evaluations", "one sweep", "ratio", "loads")
     rows = [
-        (f"{name} ({TASKS[name]})", str(one.items), f"{statistics.median(one.apart):.1f} s",
+        (label, str(one.items), f"{statistics.median(one.apart):.1f} s",
          f"{statistics.median(one.together):.1f} s", f"{one.ratio:.2f}", "1 instead of 16")
-        for name, one in results.items()
+        for label, one in results.items()
     ]  # fmt: skip
     apart, together = (
         sum(statistics.median(getattr(one, way)) for one in results.values()) for way in ("apart", "together")
     )
-    rows.append(("all three", "", f"{apart:.1f} s", f"{together:.1f} s", f"{together / apart:.2f}", ""))
+    rows.append(("all", "", f"{apart:.1f} s", f"{together:.1f} s", f"{together / apart:.2f}", ""))
     table = Table(*columns)
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    told = f"Of {layers} layers of the 16 sub-models {run} are run: the others are the beginnings of several."
+    told = (
+        f"Of {layers} layers of the 16 sub-models {run} are run where prompts and answers are read: the others are the"
+        " beginnings of several. What is answered is made token by token by each sub-model for itself."
+    )
     console.print(f"{told} Every item's figures are the same both ways, bit for bit.")
     if options.document is not None:
         write_document(options, columns, rows, told)
@@ -142,7 +155,8 @@ def write_document(
     write_whole(options.document, "\n".join([
         "# What a sweep saves", "",
         "Google's 16 sub-models, as they are in the demo's base, on what the demo holds out of its three tasks: one",
-        "sweep beside 16 evaluations of one sub-model each, which load the model and read the rows anew. The figures",
+        "sweep beside 16 evaluations of one sub-model each, which load the model and read the rows anew. Asked is how",
+        f"likely the right answer is, or what is answered, in at most {NEW_TOKENS} tokens as in conf/task. The figures",
         f"of every item are the same both ways, bit for bit. Medians of {options.rounds} rounds, in which both take",
         "turns.", "",
         *(f"| {line} |" for line in lines), "", told, "",
