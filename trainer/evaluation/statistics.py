@@ -232,7 +232,7 @@ def adjusted(between: Sequence[Sample]) -> list[float]:
     Where items are all alike there is no such distance: these p-values are multiplied by the number (Bonferroni).
     """
     own = [p_of_zero(sample) for sample in between]
-    if len(between) == 1:
+    if len(between) < 2:
         return own
     found = [p if math.isnan(p) else min(1.0, p * len(between)) for p in own]
     moved: dict[int, Float64[np.ndarray, " resamples"]] = {}
