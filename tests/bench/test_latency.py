@@ -24,7 +24,9 @@ def test_agreement_tells_bias_from_order() -> None:
 
 
 def test_the_page_tells_what_was_foretold_and_what_noise_there_is() -> None:
-    found = Measured("decode", [0.001, 0.002, 0.004], [0.0011, 0.0022, 0.0044], ([0.001, 0.002, 0.004],) * 2)
+    found = Measured(
+        "decode", [0.001, 0.002, 0.004], [0.0011, 0.0022, 0.0044], ([0.001, 0.002, 0.004], [0.001, 0.002, 0.004])
+    )
     text = page([found], "the command", "0.1 to 0.2")
     assert "2\nsub-models drawn by chance" in text
     assert "| decode | 1.0 to 4.0 ms | sum of layers | 0.955 | 1.000 | 10.0% | 10.0% | +10.0% |" in text
