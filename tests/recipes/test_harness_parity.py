@@ -118,9 +118,18 @@ def items_of(results: dict[str, Any], task: str) -> dict[tuple[int, str], dict[s
         ("continued_choice", {"apply_chat_template": True}),
         ("continued_text", {}),
         ("continued_text", {"num_fewshot": 1, "apply_chat_template": True, "system_instruction": "Go on."}),
+        ("begun_text", {"num_fewshot": 1, "apply_chat_template": True}),
         ("whole_text", {}),
     ],
-    ids=["choice", "choice after an example", "choice in a conversation", "text", "text in a conversation", "whole"],
+    ids=[
+        "choice",
+        "choice after an example",
+        "choice in a conversation",
+        "text",
+        "text in a conversation",
+        "begun",
+        "whole",
+    ],
 )
 def test_items_are_answered_alike(spec: str, task: str, asked: dict[str, Any]) -> None:
     expected, found = theirs(spec, task, **asked), ours(spec, task, **asked)
@@ -142,7 +151,7 @@ def test_items_are_answered_alike(spec: str, task: str, asked: dict[str, Any]) -
 @pytest.mark.parametrize("task", ["continued_choice", "continued_text", "whole_text"])
 def test_a_task_of_a_sweep_finds_of_each_sub_model_what_the_harness_finds(directory: Path, task: str) -> None:
     config = HarnessConfig(batch_size=4, max_length=MAX_LENGTH)
-    (asked,) = harness_tasks(str(TASKS / f"{task}.yaml"), config, processor(), checkpoint=directory / "parent")
+    (asked,) = harness_tasks([str(TASKS / f"{task}.yaml")], config, processor(), checkpoint=directory / "parent")
     assert isinstance(asked, HarnessTask)
     plain: Task = asked
     engine = engine_of(open_model({"checkpoint": "parent"}).asking.engine.gemma)
@@ -165,9 +174,61 @@ def test_a_task_of_a_sweep_finds_of_each_sub_model_what_the_harness_finds(direct
             assert metric.higher_is_better is expected["higher_is_better"][task][metric.name.split(",")[0]]
 
 
+def written(directory: Path, task: str, *changes: tuple[str, str]) -> str:
+    """A task of ours changed, as a file."""
+    text = (TASKS / f"{task}.yaml").read_text()
+    for before, after in changes:
+        assert before in text
+        text = text.replace(before, after)
+    (directory / f"{task}.yaml").write_text(text)
+    return str(directory / f"{task}.yaml")
+
+
+def test_answers_that_are_judged_otherwise_are_of_another_task(tmp_path: Path) -> None:
+    def fingerprint(*changes: tuple[str, str]) -> str:
+        (found,) = harness_tasks([written(tmp_path, "continued_text", *changes)], HarnessConfig(), processor())
+        return found.fingerprint
+
+    usual = fingerprint()
+    assert fingerprint() == usual
+    others = [
+        fingerprint(("ignore_case: true", "ignore_case: false")), fingerprint(("(\\\\S+)", "(\\\\w+)")),
+        fingerprint(("higher_is_better: true", "higher_is_better: false")),
+        fingerprint(("max_gen_toks: 16", "max_gen_toks: 17")),
+    ]  # fmt: skip
+    assert len({usual, *others}) == 1 + len(others)
+
+
+DRAWN = ("  do_sample: false", "  do_sample: true\n  temperature: 1.0\nrepeats: 4")
+FIRST = "      - function: take_first\n  - name: first"
+VOTE = "      - function: take_first_k\n        k: 4\n      - function: majority_vote\n"
+
+
+def test_each_answer_that_is_drawn_of_a_prompt_is_another_whatever_the_batch(directory: Path, tmp_path: Path) -> None:
+    place = written(tmp_path, "continued_text", DRAWN, (FIRST, VOTE + FIRST))
+    engine = engine_of(open_model({"checkpoint": "parent"}).asking.engine.gemma)
+    found = []
+    for batch_size in (1, 5):
+        config = HarnessConfig(batch_size=batch_size, max_length=MAX_LENGTH, limit=4)
+        (asked,) = harness_tasks([place], config, processor(), checkpoint=directory / "parent")
+        values = [one for batch in asked.batches for one in asked.measure(engine, [FULL], batch)[0]]
+        found.append(dict(zip(asked.items, values, strict=True)))
+    assert found[0] == found[1]
+    for values in found[0].values():
+        assert len(set(values["answers"])) > 1
+    register(open_model)
+    results = importlib.import_module("lm_eval").simple_evaluate(
+        model=NAME, model_args={"checkpoint": "parent", "max_length": MAX_LENGTH}, tasks=[place], batch_size=3,
+        device="cpu", limit=4, bootstrap_iters=0,
+        task_manager=importlib.import_module("lm_eval.tasks").TaskManager(include_defaults=False),
+    )  # fmt: skip
+    for (number, _), one in items_of(results, "continued_text").items():
+        assert one["resps"][0] == found[0][f"lm_eval:continued_text:{number}"]["answers"]
+
+
 def test_a_task_is_known_again_and_another_asking_is_another() -> None:
     def fingerprint(**changes: Any) -> str:
-        (found,) = harness_tasks(str(TASKS / "continued_choice.yaml"), HarnessConfig(**changes), processor())
+        (found,) = harness_tasks([str(TASKS / "continued_choice.yaml")], HarnessConfig(**changes), processor())
         return found.fingerprint
 
     usual = fingerprint()
@@ -206,13 +267,15 @@ def test_what_the_harness_cannot_be_asked_is_refused(tmp_path: Path) -> None:
         .replace("metric: acc_norm\n    aggregation: mean", "metric: mcc\n    aggregation: matthews_corrcoef")
     )
     with pytest.raises(ConfigError, match=r"its metric 'mcc' is put together by 'matthews_corrcoef'.*metrics=\[acc\]"):
-        harness_tasks(str(tmp_path / "counted.yaml"), HarnessConfig(), processor())
-    (chosen,) = harness_tasks(str(tmp_path / "counted.yaml"), HarnessConfig(metrics=["acc"]), processor())
+        harness_tasks([str(tmp_path / "counted.yaml")], HarnessConfig(), processor())
+    both = [str(tmp_path / "counted.yaml"), str(TASKS / "whole_text.yaml")]
+    chosen, other = harness_tasks(both, HarnessConfig(metrics=["acc"]), processor())
     assert [metric.name for metric in chosen.metrics] == ["acc"]
-    with pytest.raises(ConfigError, match=r"has no metric 'f1'; it has acc, acc_norm"):
-        harness_tasks(str(TASKS / "continued_choice.yaml"), HarnessConfig(metrics=["f1"]), processor())
+    assert [metric.name for metric in other.metrics] == ["word_perplexity", "byte_perplexity", "bits_per_byte"]
+    with pytest.raises(ConfigError, match=r"no task has a metric 'f1' .*lm_eval:continued_choice has acc, acc_norm"):
+        harness_tasks([str(TASKS / "continued_choice.yaml")], HarnessConfig(metrics=["f1"]), processor())
     with pytest.raises(ConfigError, match="max_length is 600, but the model has 512 positions"):
-        harness_tasks(str(TASKS / "continued_choice.yaml"), HarnessConfig(max_length=600), processor())
+        harness_tasks([str(TASKS / "continued_choice.yaml")], HarnessConfig(max_length=600), processor())
 
 
 def test_its_command_knows_our_models(directory: Path, capfd: pytest.CaptureFixture[str]) -> None:
