@@ -104,9 +104,9 @@ def test_a_narrow_layer_honours_a_merged_adapter_and_taking_it_out_again() -> No
     adapted = adapted_tiny()
     before = scores(adapted, SPEC)
     adapted.merge_adapter()
-    torch.testing.assert_close(scores(adapted, SPEC), before, rtol=0, atol=2e-4)  # fp32 sums in another order
+    torch.testing.assert_close(scores(adapted, SPEC), before, rtol=0, atol=1e-3)  # fp32 sums in another order
     with adapted.disable_adapter():
-        torch.testing.assert_close(scores(adapted, SPEC), scores(tiny_model(), SPEC), rtol=0, atol=2e-4)
+        torch.testing.assert_close(scores(adapted, SPEC), scores(tiny_model(), SPEC), rtol=0, atol=1e-3)
 
 
 def test_a_saved_adapter_is_loaded_bit_for_bit(tmp_path: Path) -> None:
@@ -136,8 +136,8 @@ def test_a_merged_model_has_its_original_names_and_the_adapted_models_scores() -
     merged = merge(adapted)
     assert [name for name, _ in merged.named_parameters()] == [name for name, _ in tiny_model().named_parameters()]
     assert all(parameter.requires_grad for parameter in merged.parameters())
-    torch.testing.assert_close(scores(merged), expected, rtol=0, atol=2e-4)  # fp32 sums in another order
-    torch.testing.assert_close(scores(merged, SPEC), narrow, rtol=0, atol=2e-4)
+    torch.testing.assert_close(scores(merged), expected, rtol=0, atol=1e-3)  # fp32 sums in another order
+    torch.testing.assert_close(scores(merged, SPEC), narrow, rtol=0, atol=1e-3)
 
 
 def test_a_bfloat16_base_is_merged_in_float32_and_rounded_once() -> None:
