@@ -32,7 +32,7 @@ from model.slicing.spec import Shape, SliceSpec
 from model.tower_config import Modality
 from recipes.build import find_device, fingerprint_of
 from recipes.locate import find_checkpoint
-from recipes.output import check_place
+from recipes.output import check_directory
 from recipes.program import start
 from recipes.sweep import (
     Parent,
@@ -135,7 +135,7 @@ def numbers_of(key: str, written: Any) -> list[float]:
 
 def run(recipe: SearchRecipe) -> None:
     """Search, report, and print what was found."""
-    check_place(recipe.output)
+    check_directory(recipe.output)
     check_beside(recipe)
     check_publishing(wandb=recipe.wandb, tensorboard=recipe.tensorboard)
     sweeping = as_sweep(recipe)
