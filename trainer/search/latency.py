@@ -2,8 +2,10 @@
 """Latency as a sum over layers: what each layer takes at each of its widths, measured on the model and machine at hand.
 
 Layers are timed where they are, inside runs of whole sub-models, so caches are as warm as they will be. Runs of
-different widths take turns, so that a machine that slows down slows all of them. A sum of medians is near what a whole
-sub-model takes, not equal to it: ``seconds_of`` measures that, and has the last word.
+different widths take turns, so that a machine that slows down slows all of them. Looking at the clock around every
+layer takes time itself, and makes an accelerator wait: the same runs, timed only as wholes, say what is left without.
+A sum of medians is near what a whole sub-model takes, not equal to it: ``seconds_of`` measures that, and has the last
+word.
 """
 
 from __future__ import annotations
@@ -126,25 +128,27 @@ class Stopwatch:
         return round(self.seconds_of([spec])[0] * NANOSECONDS)
 
     def layer_seconds(self, specs: Sequence[SliceSpec]) -> tuple[list[float], list[dict[int, float]]]:
-        """The median of each sub-model's runs, and those of each of its layers in them."""
+        """The median of each sub-model's runs, and the part in them of each of its layers."""
         was_training = self.model.training
         self.model.eval()
         runs = [self.run(spec) for spec in specs]
         wholes: list[list[float]] = [[] for _ in specs]
-        layers: list[dict[int, list[float]]] = [{layer: [] for layer in spec.kept_layers} for spec in specs]
-        with self.timed_layers() as taken:
-            for repeat in range(self.written.repeats + 1):
-                for run, whole, of_layers in zip(runs, wholes, layers, strict=True):
-                    taken.clear()
+        shares: list[dict[int, list[float]]] = [{layer: [] for layer in spec.kept_layers} for spec in specs]
+        for run in runs:
+            run()  # warm
+        for _ in range(self.written.repeats):
+            for run, whole, of_layers in zip(runs, wholes, shares, strict=True):
+                whole.append(run())
+                with self.timed_layers() as taken:
                     seconds = run()
-                    if repeat == 0:
-                        continue  # warm
-                    whole.append(seconds)
-                    for layer, in_layer in taken.items():
-                        of_layers[layer].append(in_layer)
+                for layer, in_layer in taken.items():
+                    of_layers[layer].append(in_layer / seconds)
         self.model.train(was_training)
-        medians = [{layer: statistics.median(times) for layer, times in of_layers.items()} for of_layers in layers]
-        return [statistics.median(whole) for whole in wholes], medians
+        medians = [statistics.median(whole) for whole in wholes]
+        return medians, [
+            {layer: median * statistics.median(parts) for layer, parts in of_layers.items()}
+            for median, of_layers in zip(medians, shares, strict=True)
+        ]
 
     @contextmanager
     def timed_layers(self) -> Iterator[dict[int, float]]:

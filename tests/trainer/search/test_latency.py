@@ -16,23 +16,22 @@ from trainer.search.latency import LatencyConfig, Stopwatch, latency_costs
 from trainer.search.space import Space, SpaceConfig
 
 EXTRA = {0: 6.0, 4: 3.0}  # seconds that two layers take at their full width, and in proportion when narrower
-TICK = 0.25  # of every look at the clock
 
 
 class Clock:
     """Time that passes only when it is looked at, and in slow layers."""
 
-    def __init__(self) -> None:
-        self.now = 0.0
+    def __init__(self, tick: float) -> None:
+        self.now, self.tick = 0.0, tick
 
     def __call__(self) -> float:
-        self.now += TICK
+        self.now += self.tick
         return self.now
 
 
-def watch_of(**changes: int) -> Stopwatch:
-    """The tiny model with two slow layers, on a clock of its own."""
-    model, clock = tiny_model(), Clock()
+def watch_of(*, tick: float = 1e-6, **changes: int) -> Stopwatch:
+    """The tiny model with two slow layers, on a clock of its own, every look at which takes ``tick`` seconds."""
+    model, clock = tiny_model(), Clock(tick)
     layers = model.model.language_model.layers
     for number, seconds in EXTRA.items():
         network: Any = layers[number].get_submodule("mlp")
@@ -45,20 +44,26 @@ def watch_of(**changes: int) -> Stopwatch:
     return Stopwatch(model, LatencyConfig(**{"context_tokens": 8, "repeats": 3, **changes}), clock)
 
 
+SPACE = Space.of(SpaceConfig(widths=[12, 48], skip=[[3, 4, 5]]), TINY_TEXT)
+
+
 @pytest.mark.parametrize("new_tokens", [1, 5])
 def test_each_choice_is_timed_by_itself(new_tokens: int) -> None:
     watch = watch_of(new_tokens=new_tokens)
-    space = Space.of(SpaceConfig(widths=[12, 48], skip=[[3, 4, 5]]), TINY_TEXT)
-    costs = latency_costs(space, watch)
+    costs = latency_costs(SPACE, watch)
     assert costs.resource is Resource.latency_seconds
-    expected = {group.layers: [TICK * len(choice) for choice in group.choices] for group in space.groups}
-    expected[0,] = [TICK + 1.5, TICK + 6.0]
-    expected[3, 4, 5] = [0, 3 * TICK + 0.75, 3 * TICK + 3.0]
-    for group, of_group in zip(space.groups, costs.table, strict=True):
-        assert of_group == pytest.approx([1e9 * seconds for seconds in expected[group.layers]], rel=1e-3)
-    # The table adds up to what the whole model takes, but for the looks at the clock that only telling layers takes.
-    whole = watch.seconds_of([space.spec(space.top)])[0] * 1e9
-    assert costs.at(space.top) == pytest.approx(whole + 18 * TICK * 1e9, rel=1e-3)
+    expected = {group.layers: [0.0] * len(group.choices) for group in SPACE.groups}
+    expected |= {(0,): [1.5, 6.0], (3, 4, 5): [0, 0.75, 3.0]}
+    for group, of_group in zip(SPACE.groups, costs.table, strict=True):
+        assert of_group == pytest.approx([1e9 * seconds for seconds in expected[group.layers]], abs=1e6)
+
+
+def test_looking_at_the_clock_around_layers_costs_sub_models_nothing() -> None:
+    # The eighteen looks around nine layers take 4.5 seconds, as much as half of what the whole model does.
+    watch = watch_of(tick=0.25)
+    whole = watch.seconds_of([SPACE.spec(SPACE.top)])[0]
+    assert whole == pytest.approx(9.25)
+    assert latency_costs(SPACE, watch).at(SPACE.top) == pytest.approx(whole * 1e9, rel=0.06)
 
 
 def test_the_hooks_are_gone_afterwards() -> None:
