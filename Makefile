@@ -24,7 +24,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export WANDB_MODE ?= offline
 
-.PHONY: help setup demo test test-slow browser harness test-gpu test-deepspeed check format bench-forward bench-cache bench-slice bench-train bench-gpu bench-sweep bench-search clean
+.PHONY: help setup demo test test-slow browser harness test-gpu test-deepspeed check format bench-forward bench-cache bench-slice bench-train bench-gpu bench-sweep bench-search bench-latency clean
 
 help:
 	@echo 'make setup          .venv with everything the other targets need'
@@ -44,6 +44,7 @@ help:
 	@echo 'make bench-gpu      the same of E4B and E2B on a CUDA device, with the loss and attention alone (80 GB of its memory)'
 	@echo 'make bench-sweep    many sub-models in one sweep, beside one evaluation of each (after make demo)'
 	@echo 'make bench-search   searches of sub-models, beside all 6,561 that a small model has (half an hour)'
+	@echo 'make bench-latency  what whole sub-models take, beside sums of what their layers take'
 	@echo 'make clean          remove .venv and caches'
 
 setup: $(READY)
@@ -125,6 +126,9 @@ bench-sweep: $(READY)
 
 bench-search: $(READY)
 	$(BIN)/python -m tests.bench.search
+
+bench-latency: $(READY)
+	$(BIN)/python -m tests.bench.latency
 
 clean:
 	rm -rf .venv $(WITH_DEEPSPEED) .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

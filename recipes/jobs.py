@@ -70,7 +70,7 @@ def attempted(attempt: Callable[[], Attempt], known: Ended, *, said: str) -> tup
         elif exit_status != 0:
             message = f"it ended with exit status {exit_status}"
     except KeyboardInterrupt as error:
-        exit_status, leaving, message = 128 + signal.SIGINT, error, "it was interrupted"
+        exit_status, leaving, message = OF_SIGNALS + signal.SIGINT, error, "it was interrupted"
     except Exception as error:
         exit_status = FAILED
         message = "".join(traceback.format_exception_only(error)).strip()

@@ -31,7 +31,6 @@ from model.slicing.plan import check_context
 from model.slicing.spec import Shape, SliceSpec
 from model.tower_config import Modality
 from recipes.build import find_device, fingerprint_of
-from recipes.locate import find_checkpoint
 from recipes.output import check_directory
 from recipes.program import start
 from recipes.sweep import (
@@ -160,12 +159,14 @@ def run(recipe: SearchRecipe) -> None:
     with lock(recipe.output, taken(recipe.output)):
         claim(recipe.output / SETTINGS_FILE, settings)
         if not (recipe.output / RESULT_FILE).exists():
-            write(recipe, look(recipe, engine(), splits, space, parent.config), parent)
+            identity = json.dumps([settings[key] for key in ("model", "dtype", "merge")])
+            write(recipe, look(recipe, engine(), splits, space, parent.config, identity), parent)
     found = json.loads((recipe.output / RESULT_FILE).read_text(encoding="utf-8"))
     full = SliceSpec.full(parent.config.text)
     beside = [one.spec for one in official(parent.config.text)] if recipe.official else []
     told = [*found["picks"], *(found["frontier"] if recipe.report_frontier else ())]
-    specs = {spec.name: spec for spec in (full, *beside, *(spec_of(one["spec"]) for one in told))}
+    # What was found is called by its name there, and stands there once, Google's or not.
+    specs = {spec.shape: spec for spec in (full, *beside, *(spec_of(one["spec"]) for one in told))}
     prepared = Prepared(parent, [splits[REPORT]], list(specs.values()), full, {"searched": settings}, program="search")
     measured(sweeping, prepared, lambda: dataclasses.replace(engine(), reference=full))
     show(recipe, found)
@@ -268,11 +269,10 @@ def refuse_common(splits: Mapping[str, HeldOutTask]) -> None:
 
 
 def look(
-    recipe: SearchRecipe, engine: Engine, splits: Mapping[str, HeldOutTask], space: Space, config: ModelConfig
-) -> SearchResult:
-    """The search itself."""
-    model = fingerprint_of(find_checkpoint(recipe.checkpoint), recipe.adapter_path)
-    identity = f"{model} {dtype_of(recipe.precision)} {'merged' if recipe.merge else 'adapted'}"
+    recipe: SearchRecipe, engine: Engine, splits: Mapping[str, HeldOutTask], space: Space, config: ModelConfig,
+    identity: str,
+) -> SearchResult:  # fmt: skip
+    """The search itself; ``identity`` says what weights losses are of."""
     console = Console(stderr=True)
 
     def evaluator(name: str, limit: int | None) -> Evaluator:
@@ -300,6 +300,8 @@ def write(recipe: SearchRecipe, result: SearchResult, parent: Parent) -> None:
     config, named = parent.config.text, dict[Shape, str]()
     directory = recipe.output / SLICES
     directory.mkdir(exist_ok=True)
+    for left in directory.glob("*.yaml"):  # of a search that was stopped here, and by latency may have found others
+        left.unlink()
     told = result.resource.told
     every = {one.spec.shape: one for one in (*(pick.found for pick in result.picks), *result.frontier)}
     for written in written_slices([found.spec for found in every.values()], config):
@@ -344,7 +346,10 @@ def settings_of(recipe: SearchRecipe, parent: Parent, splits: Mapping[str, HeldO
         **computed_by(parent, list(splits.values())), "rows": {name: one.fingerprint for name, one in splits.items()},
     }  # fmt: skip
     if recipe.cost.resource is Resource.latency_seconds:
-        settings |= {"device": find_device(recipe.device).type, "threads": recipe.threads}
+        settings |= {
+            "device": find_device(recipe.device).type, "threads": recipe.threads,
+            "per_layer_table": recipe.per_layer_table,
+        }  # fmt: skip
     return json.loads(json.dumps(settings))
 
 

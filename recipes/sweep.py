@@ -60,7 +60,7 @@ from trainer.soft_tokens import SharedTowers
 from trainer.sweep.identity import Identity
 from trainer.sweep.page.page import PAGE_FILE, Origin, write_report
 from trainer.sweep.publish import check_publishing, publish
-from trainer.sweep.row import Row, alike
+from trainer.sweep.row import Row, told_alike
 from trainer.sweep.run import About, check, compare, sweep
 from trainer.sweep.run import Progress as Step
 from trainer.sweep.store import Store
@@ -342,7 +342,7 @@ def main_figure(row: Row | None) -> str:
     found = next(iter(row.metrics.values()))
     if not math.isfinite(found.value):
         return "–"
-    limits = alike(row.num_items) if math.isnan(found.low) else f"{found.low:.4f} to {found.high:.4f}"
+    limits = told_alike(row.num_items) if math.isnan(found.low) else f"{found.low:.4f} to {found.high:.4f}"
     return f"{found.value:.4f} ({limits})"
 
 

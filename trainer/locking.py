@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A directory that one program at a time writes into."""
+"""What one program at a time writes into: a directory that refuses others, a file that they wait for."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ from typing import TypeVar
 from model.gemma3n import Gemma3n, learns, side_by_side
 from model.inputs import Audio, Images, SoftTokens
 from model.processor.media import Picture, Recording
-from model.text.decoder import Decoder
 from trainer.data.batch import Batch
 from trainer.soft_token_cache import SoftTokenCache
 
@@ -29,11 +28,6 @@ class SharedTowers:
 
     gemma: Gemma3n
     cache: SoftTokenCache | None = None
-
-    @property
-    def decoder(self) -> Decoder:
-        """What reads their soft tokens."""
-        return self.gemma.model.language_model
 
     def encode(self, batch: Batch) -> Batch:
         """The same batch with soft tokens for the media of frozen towers, and of all where no gradient is taken.

@@ -34,8 +34,6 @@ from trainer.search.cost import NANOSECONDS
 from trainer.search.latency import LatencyConfig, Stopwatch, latency_costs
 from trainer.search.space import Point, Space, SpaceConfig
 
-ROOT = Path(__file__).parents[2]
-DOCUMENT = ROOT / "docs" / "benchmarks" / "latency.md"
 LOCAL, GLOBAL = LayerType.sliding_attention, LayerType.full_attention
 WIDTHS = [1024, 2048, 4096]
 CONFIG = TextConfig(
@@ -145,13 +143,13 @@ def measure(
 
 
 def main() -> None:
-    """Measure, and write what came of it."""
+    """Measure, print, and write the document if one is named."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=15, help="runs of which a search takes the median")
     parser.add_argument("--specs", type=int, default=20)
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: only time that the process had")
-    parser.add_argument("--document", type=Path, default=DOCUMENT)
+    parser.add_argument("--document", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = Gemma3n.build(ModelConfig(text=CONFIG))
@@ -166,7 +164,8 @@ def main() -> None:
             Console(width=200).print(line)
     load = f"{before:.1f} to {os.getloadavg()[0]:.1f}"
     command = f"python -m tests.bench.latency --threads {options.threads} --repeats {options.repeats}"
-    write_whole(options.document, page(found, f"{command} --specs {options.specs} --clock {options.clock}", load))
+    if options.document is not None:
+        write_whole(options.document, page(found, f"{command} --specs {options.specs} --clock {options.clock}", load))
 
 
 PAGE = """\

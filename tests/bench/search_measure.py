@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +79,7 @@ def enumerated(
     }
     collator = Collator(CONFIG.text.pad_token_id)
     about = np.array(fingerprint_of(model, scale, specs, held_out))
-    measured = dict(np.load(path)) if path.exists() else {ABOUT: about}
+    measured: dict[str, Any] = dict(np.load(path)) if path.exists() else {ABOUT: about}
     if measured.get(ABOUT) != about:
         raise InputError(
             f"{path}: has losses of another model, other sub-models or other text; delete it, and all is measured anew"
@@ -90,7 +91,7 @@ def enumerated(
     for key, losses, seconds in measured_by(processes, model, lacking, specs, compiled=scale.compiled):
         measured[key] = losses
         aside = path.with_suffix(".part.npz")
-        np.savez(aside, allow_pickle=False, **measured)
+        np.savez(aside, **measured)
         aside.replace(path)
         if console is not None:
             console.print(f"{key}: {seconds:.0f} s for {len(specs)} specs")

@@ -141,7 +141,7 @@ def test_of_every_list_of_texts_it_is_known_whether_they_are_places() -> None:
         key: recipe for recipe in RECIPES for key in texts_of(schema_of(recipe)) if key not in places(schema_of(recipe))
     }
     assert set(found) == {
-        "freeze_matching", "adapter.targets_matching", "adapter.exclude_matching", "lm_eval.metrics", *FILES
+        "freeze_matching", "adapter.targets_matching", "adapter.exclude_matching", "lm_eval.metrics", "budget", *FILES
     }, found  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import shutil
@@ -13,18 +14,21 @@ import pytest
 
 from model.checkpoint.saving import save
 from model.config import ModelConfig
+from model.errors import InputError
 from model.slicing.spec import SliceSpec
 from recipes import search
 from recipes.cli import main
 from recipes.search import (
     CALIBRATION,
     MEASURED_FILE,
+    REPORT,
     RESULT_FILE,
     SEARCH,
     SETTINGS_FILE,
     SLICES,
     SearchRecipe,
     as_sweep,
+    refuse_common,
     splits_of,
 )
 from recipes.sweep import build_engine, find_parent
@@ -42,7 +46,7 @@ BUDGETS = 3
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Conversations of which no two are alike, and a text of many pieces, in a place that shells would take apart."""
+    """Conversations of which no two are alike, in a place that shells would take apart."""
     words = [LETTERS[i : i + 1 + j] for i in range(8) for j in range(5)]
     return write_jsonl(tmp_path_factory.mktemp("data") / "my rows, all.jsonl", [
         {"messages": [{"role": "user", "content": f"say {word}"}, {"role": "assistant", "content": word}]}
@@ -183,9 +187,17 @@ def test_texts_are_dealt_whole(words: list[str], weights: Path, tmp_path: Path, 
     assert main([*said, *more, f"output={tmp_path / 'out'}"]) == 2
     assert "(piece 1 of" in (told := capsys.readouterr().err)
     assert "is the same row as" in told
-    write_jsonl(other, [{"text": "a" * 60}])
-    assert main([*said, *more, f"output={tmp_path / 'out'}"]) == 2
-    assert "is the same row as" in capsys.readouterr().err
+    # No piece is searched, but others of the same text are.
+    mine = splits[REPORT]
+    row = dataclasses.replace(mine.rows[0], ids=mine.rows[0].ids.flip(0))
+    others = {
+        **splits,
+        REPORT: dataclasses.replace(
+            mine, rows=[dataclasses.replace(row, text_digest=splits[SEARCH].rows[0].text_digest)]
+        ),
+    }
+    with pytest.raises(InputError, match=r"is of the same text as .*, which is searched"):
+        refuse_common(others)
 
 
 def test_what_no_budget_tells_apart_is_said(words: list[str], weights: Path, tmp_path: Path, capsys: Any) -> None:

@@ -143,6 +143,7 @@ class Engine:
             if self.reference is None or reference is not None:
                 for waiting in list(early):
                     found[shapes[waiting]] = self.by_row(early.pop(waiting), reference, asked.lengths)
+            del hidden, own, scores  # not to be in memory while the next sub-model is run
         return [found[spec.shape] for spec in specs]
 
     def by_row(self, answers: Answers, reference: Answers | None, lengths: Sequence[int]) -> list[RowScore]:
@@ -220,7 +221,8 @@ class Engine:
         """How each sub-model that differs goes on, token by token, as ``model.generation.generate.generate`` says it.
 
         Layers that sub-models begin with alike read the prompts once for all. What one has read is forgotten when the
-        next is asked for, so the tokens of each are to be taken before that. ``seeds`` are those of rows, if any.
+        next is asked for, so the tokens of each are to be taken before that; until then it is in memory beside what
+        the tokens add to it. ``seeds`` are those of rows, if any.
         """
         check_prompts(prompts, sampling, self.gemma.config.text.max_position_embeddings)
         wanted = list(distinct(specs).values())
@@ -229,7 +231,6 @@ class Engine:
             steps = go_on(
                 self.model, read, sampling=sampling, stop_ids=stop_ids, spec=spec, unsaid=self.unsaid, seeds=seeds
             )
-            del read  # each step makes another
             yield spec.shape, steps
             steps.close()  # with what it has read, wherever its text came to an end
 

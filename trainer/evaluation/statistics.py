@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from statistics import NormalDist
 
@@ -87,7 +87,7 @@ class Sample:
     value: float
     resampled: Float64[np.ndarray, " resamples"]  # in the order of the task's draws
     left_out: Float64[np.ndarray, " items"]  # without one item each; empty where there is one item alone
-    num_items: int
+    num_items: int  # that add anything to it
     bounds: tuple[float, float] | None  # as of ``Metric``
 
     @cached_property
@@ -103,7 +103,7 @@ class Sample:
             bounds = (self.bounds[0] - other.bounds[1], self.bounds[1] - other.bounds[0])
         return Sample(
             self.value - other.value, self.resampled - other.resampled, self.left_out - other.left_out,
-            self.num_items, bounds,
+            min(self.num_items, other.num_items), bounds,
         )  # fmt: skip
 
 
@@ -157,7 +157,7 @@ def sample_of(
             value=float(metric.finish(whole)),
             resampled=np.asarray(metric.finish(resampled), dtype=np.float64),
             left_out=np.asarray(metric.finish(whole - table), dtype=np.float64)[: 0 if len(table) == 1 else None],
-            num_items=len(table),
+            num_items=int(np.count_nonzero(table.any(axis=1))),
             bounds=metric.bounds,
         )
 
@@ -213,9 +213,10 @@ def difference(one: Sample, other: Sample, *, confidence: float) -> Difference:
 def differences(found: Mapping[str, Sample], other: Sample, *, confidence: float) -> dict[str, Difference]:
     """What each of several has more than ``other``, by name, with p-values that are adjusted for their number."""
     between = [sample.minus(other) for sample in found.values()]
+    intervals = [interval(sample, confidence=confidence) for sample in between]
     return {
-        name: replace(difference(sample, other, confidence=confidence), p=p)
-        for (name, sample), p in zip(found.items(), adjusted(between), strict=True)
+        name: Difference(value=one.value, low=one.low, high=one.high, p=p)
+        for name, one, p in zip(found, intervals, adjusted(between), strict=True)
     }
 
 
@@ -229,12 +230,14 @@ def adjusted(between: Sequence[Sample]) -> list[float]:
     any of the differences that are no farther from zero is as far from its value. Draws being shared, sub-models that
     are right and wrong together count for less than their number. None is below its own p-value.
 
-    Where items are all alike there is no such distance: these p-values are multiplied by the number (Bonferroni).
+    Where items are all alike there is no such distance: these p-values are multiplied by the number (Bonferroni), and
+    the others take what of the chance is left to them.
     """
     own = [p_of_zero(sample) for sample in between]
     if len(between) < 2:
         return own
-    found = [p if math.isnan(p) else min(1.0, p * len(between)) for p in own]
+    number = sum(not math.isnan(p) for p in own)
+    found = [p if math.isnan(p) else min(1.0, p * number) for p in own]
     moved: dict[int, Float64[np.ndarray, " resamples"]] = {}
     far: dict[int, float] = {}
     for place, sample in enumerate(between):
@@ -248,7 +251,7 @@ def adjusted(between: Sequence[Sample]) -> list[float]:
     for place in nearest_first:
         farthest = np.fmax(farthest, moved[place])  # draws without the figure decide nothing
         as_far = np.count_nonzero(farthest >= far[place] * (1 - 1e-9))  # ties but for rounding
-        shares.append((as_far + 1) / (len(farthest) + 1))
+        shares.append(min(1.0, (as_far + 1) / (len(farthest) + 1) * number / len(far)))
     least = 0.0
     for place, share in zip(reversed(nearest_first), reversed(shares), strict=True):
         least = max(least, share)  # none is surer than one that is farther from zero
@@ -262,7 +265,8 @@ def band(curve: Sequence[Sample], *, confidence: float) -> list[Interval]:
     Every point's own interval is stretched by one common factor, on each side of the value by itself: the factor that
     this share of the shared draws needs to lie within it at all points. Points that move together thus want less of
     it than others; a single one wants none. Limits are within bounds where the metric has them.
-    Where items are all alike, the point's interval is of so much more confidence as there are points (Bonferroni).
+    Where items are all alike, the point's interval is of so much more confidence as there are points (Bonferroni), and
+    the others take what of the chance is left to them.
 
     The points are taken as given: that a frontier was chosen by the same figures makes its points look better than
     they are, and no band tells.
@@ -277,8 +281,10 @@ def band(curve: Sequence[Sample], *, confidence: float) -> list[Interval]:
             room = side * (limit - own.value)
             if room > 0:  # else the limit is the value itself, or beyond it: it has nothing to be stretched
                 farthest = np.fmax(farthest, side * moved / room)  # draws without the figure decide nothing
-    factor = max(1.0, float(np.quantile(farthest, confidence, method="higher")))
-    surer = 1 - (1 - confidence) / len(curve)
+    moving = sum(not sample.is_still for sample in curve)
+    limited = moving + sum(sample.is_still and sample.bounds is not None for sample in curve)
+    surer, left = (1 - (1 - confidence) * part / max(limited, 1) for part in (1, moving))
+    factor = max(1.0, float(np.quantile(farthest, left, method="higher")))
     found: list[Interval] = []
     for sample, own in zip(curve, alone, strict=True):
         if sample.is_still:

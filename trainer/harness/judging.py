@@ -11,8 +11,7 @@ from typing import Any
 
 # What a task says that its prompts, targets and documents do not show; those are known by what they come to.
 SAID = (
-    "output_type", "metric_list", "filter_list", "process_results", "repeats", "generation_kwargs", "doc_to_choice",
-    "doc_to_target", "should_decontaminate", "doc_to_decontamination_query",
+    "output_type", "metric_list", "filter_list", "process_results", "repeats", "generation_kwargs",
 )  # fmt: skip
 ITS_OWN = "lm_eval"  # the harness's own classes judge as its version does
 

@@ -49,6 +49,7 @@ KNOWN: Mapping[str, tuple[Callable[[Any], tuple[float, ...]], Callable[[Sums], F
     "weighted_perplexity": (weighted, perplexity, "perplexity"),
     "bits_per_byte": (weighted, bits, "bits per byte"),
 })  # fmt: skip
+SHARES = frozenset({"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match"})  # 0 to 1, for each item
 
 
 def parts_of(values: Values, *, key: str, parts: Callable[[Any], tuple[float, ...]]) -> tuple[float, ...]:
@@ -95,6 +96,7 @@ def metrics_of(task: Any, filters: Sequence[str], wanted: Sequence[str], label: 
             Metric(
                 name=key, unit=unit, higher_is_better=bool(higher.get(all_of_them[key], True)),
                 parts=partial(parts_of, key=key, parts=parts), finish=finish,
+                bounds=(0.0, 1.0) if name == "mean" and all_of_them[key] in SHARES else None,
             )
         )  # fmt: skip
     return tuple(found)

@@ -98,10 +98,10 @@ class Costs:
         most = max(map(len, self.table))
         return np.array([[*costs, *[0] * (most - len(costs))] for costs in self.table], np.int64)
 
-    def after(self, cost: int, point: Point, number: int, moved: Point) -> int:
-        """What a point costs that differs in one group from one whose cost is known."""
+    def after(self, cost: int, point: Point, number: int, choice: int) -> int:
+        """What a point costs with another choice in one group, where its own cost is known."""
         of_group = self.table[number]
-        return cost + of_group[moved[number]] - of_group[point[number]]
+        return cost + of_group[choice] - of_group[point[number]]
 
     def of_each(self, points: Int64[np.ndarray, "points groups"]) -> Int64[np.ndarray, " points"]:
         """What many points cost: ``at`` of each, without a loop over them."""

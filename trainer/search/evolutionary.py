@@ -62,7 +62,7 @@ def filled(problem: Problem, point: Point, budget: int, chance: random.Random) -
     def steps() -> Iterator[tuple[Point, int, bool]]:
         """Points one step away, their costs, and whether they are the wider ones."""
         for number, moved in problem.space.moves(point):
-            yield moved, costs.after(cost, point, number, moved), moved[number] > point[number]
+            yield moved, costs.after(cost, point, number, moved[number]), moved[number] > point[number]
 
     while cost > budget:
         cheaper = [(moved, price) for moved, price, _ in steps() if price < cost]

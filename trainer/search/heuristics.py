@@ -39,15 +39,14 @@ Rule = Callable[[Costs, Point], Callable[[int], Point]]  # of a narrowest point;
 def by_rule(problem: Problem, rule: Rule) -> None:
     """Measure what a rule says for each budget, from the deepest point on that fits at its narrowest."""
     costs = problem.costs
-    depths = [(costs.at(point), point) for point in depths_of(costs)]
+    depths = [(costs.at(point), point) for point in depths_of(costs.space)]
     deepest = [next((point for price, point in depths if price <= budget), costs.floor) for budget in problem.budgets]
     rules = {point: rule(costs, point) for point in deepest}
     problem.measure(rules[point](budget) for point, budget in zip(deepest, problem.budgets, strict=True))
 
 
-def depths_of(costs: Costs) -> list[Point]:
+def depths_of(space: Space) -> list[Point]:
     """The narrowest point of each depth: nothing left out, then the last groups that may be, one more at a time."""
-    space = costs.space
     point: Point = tuple(1 if group.may_be_skipped else 0 for group in space.groups)
     found = [point]
     for number in reversed(range(len(space.groups))):
@@ -63,9 +62,9 @@ def even(costs: Costs, narrowest: Point) -> Callable[[int], Point]:
     points = [(costs.at(point), point) for point in rising(costs.space, narrowest)]
 
     def within(budget: int) -> Point:
-        within = [one for one in points if one[0] <= budget]
+        fitting = [one for one in points if one[0] <= budget]
         # Of points that cost the same the widest: widths may cost nothing, as where keys and values are counted.
-        return max(within, key=lambda one: (one[0], sum(one[1])), default=(0, narrowest))[1]
+        return max(fitting, key=lambda one: (one[0], sum(one[1])), default=(0, narrowest))[1]
 
     return within
 

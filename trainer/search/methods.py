@@ -28,7 +28,7 @@ class SearchMethod(StrEnum):
 
 
 def least_evaluations(method: SearchMethod, space: Space, num_budgets: int) -> int:
-    """How many sub-models a method has to measure on the search split to do what it is there for.
+    """How many sub-models a method should be let measure on the search split to do what it is there for.
 
     The cheapest is always among them. With fewer a method would end with whatever it had measured until then.
     """
@@ -39,8 +39,8 @@ def least_evaluations(method: SearchMethod, space: Space, num_budgets: int) -> i
             needed = 1 + len(set(one_at_a_time(space, space.top))) + num_budgets
         case SearchMethod.greedy:  # every step when it is first seen and when it is taken, then each budget's end
             needed = 1 + 2 * sum(space.top) + num_budgets
-        case SearchMethod.evolutionary:  # enough to draw a parent among
-            needed = 2 * DRAWN
+        case SearchMethod.evolutionary:  # the cheapest, and then in its first half enough to draw a parent among
+            needed = 1 + 2 * DRAWN
         case _:  # what the rule says for each budget
             needed = 1 + num_budgets
     return min(needed, space.size)
@@ -50,7 +50,7 @@ def check_evaluations(method: SearchMethod, space: Space, num_budgets: int, allo
     """Raise ConfigError if a method needs more evaluations than it is allowed."""
     if allowed < (needed := least_evaluations(method, space, num_budgets)):
         raise ConfigError(
-            f"search.max_evaluations is {allowed:g}, but method={method} has to measure {needed:,} sub-models of this"
+            f"max_evaluations is {allowed:g}, but method={method} has to measure {needed:,} sub-models of this"
             f" space for {num_budgets} budgets; allow so many, or make the space smaller (space.block)"
             + ("" if method is SearchMethod.surrogate else f", or take method={SearchMethod.surrogate}")
         )

@@ -40,7 +40,7 @@ def search(
         InputError: A loss is not finite.
     """
     if top_k < 1:
-        raise ConfigError(f"search.top_k is {top_k}; at least 1 of the best has to be measured again")
+        raise ConfigError(f"top_k is {top_k}; at least 1 of the best has to be measured again")
     check_evaluations(method, problem.space, len(problem.budgets), problem.left)
     floor = problem.costs.floor
     problem.measure([floor])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,12 @@ class Identity:
     tasks: Sequence[Task]
     settings: Mapping[str, Any] = field(default_factory=dict)
     surroundings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def measuring(self) -> str:
+        """A hash of what decides what is found of an item, beside the model and the item."""
+        decides = [self.settings, self.dtype, self.reference and parts_of(self.reference)]
+        return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
 
     def record(self, specs: Sequence[SliceSpec]) -> dict[str, Any]:
         """The content of ``sweep.json``."""

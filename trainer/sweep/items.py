@@ -7,7 +7,7 @@ A line says of which model, items and settings it is, so that a file can be read
     found                              what was found of each
     seconds, together                  wall time of the batch, and for how many sub-models at once
     peak_memory_bytes                  see ``trainer.sweep.row.Row``, as of these:
-    model, data, seed
+    model, data, settings, seed        the third is a hash of all else that decides what is found
 
 Only where a line stands is kept in memory: what it says is read when it is asked for, of one sub-model at a time.
 """
@@ -71,7 +71,10 @@ class Items:
     def __init__(self, path: Path, task: Task, identity: Identity) -> None:
         self.path = path
         self.task = task
-        self.of = {"model": identity.model, "data": task.fingerprint, "seed": identity.statistics.seed}
+        self.of = {
+            "model": identity.model, "data": task.fingerprint, "settings": identity.measuring,
+            "seed": identity.statistics.seed,
+        }  # fmt: skip
         self.measured: dict[str, dict[int, Line]] = defaultdict(dict)  # by sub-model and batch
         cut_to_whole_lines(path)
         if path.exists():
@@ -118,6 +121,8 @@ class Items:
         try:
             record = json.loads(line)
             name, number = str(record["spec"]), int(record["batch"])
+            if number < 0:
+                raise IndexError(number)
             own = [self.task.digests[item] for item in self.task.batches[number]]
             found = Line(
                 at=at, seconds=float(record["seconds"]), together=int(record["together"]),

@@ -173,7 +173,7 @@ def sizes_of(
     )
 
 
-def alike(num_items: int) -> str:
+def told_alike(num_items: int) -> str:
     """What is said where a figure has no interval."""
     return f"all {num_items:,} items alike" if num_items > 1 else "of one item"
 

@@ -222,8 +222,8 @@ class Comparison:
 def compare(task: Task, specs: Sequence[SliceSpec], store: Store, *, parent: SliceSpec) -> Comparison:
     """Compare the finished sub-models of a task with ``parent``, which is one of them, item by item.
 
-    Memory is of the order of 20 kB for each sub-model and metric, beside that of ``samples_of``: bands are of all at
-    once.
+    Bands and p-values are of all at once, so for each sub-model and metric some draws and items (8 bytes each, 2,000
+    and as many as the task has) are in memory, beside what ``samples_of`` takes.
     """
     items, statistics = store.items(task), store.identity.statistics
     sampled: dict[str, dict[str, Sample]] = {metric.name: {} for metric in task.metrics}

@@ -85,7 +85,8 @@ class Store:
 
     def has_begun(self) -> bool:
         """Whether anything was measured."""
-        return (self.directory / ROWS_FILE).exists() or any((self.directory / ITEMS).glob("*.jsonl"))
+        items = (self.directory / ITEMS).glob("*.jsonl")  # one without a line is of a disk that was full
+        return (self.directory / ROWS_FILE).exists() or any(path.stat().st_size for path in items)
 
     def read_rows(self) -> dict[tuple[str, str], Row]:
         """The rows that are there, all of them this sweep's."""

@@ -184,3 +184,18 @@ def test_what_differs_in_nothing_or_in_all_alike_takes_its_part_in_adjusting() -
     ps = [one.p for one in differences(none, parent, confidence=0.95).values()]
     assert math.isnan(ps[0])
     assert ps[1] == 1.0
+
+
+def test_the_chance_that_still_figures_take_is_not_given_to_others_too() -> None:
+    generator = np.random.default_rng(5)
+    parent = (generator.random(150) < 0.5).astype(float)
+    others = {name: np.where(generator.random(150) < 0.2, 1 - parent, parent) for name in "abc"}
+    drawn = found(SHARE, parent=parent.tolist(), **{name: values.tolist() for name, values in others.items()})
+    moving = [drawn[name].minus(drawn["parent"]) for name in "abc"]
+    still = drawn["parent"].minus(drawn["parent"])
+    alone, beside = adjusted(moving), adjusted([*moving, still])
+    assert max(alone) > 0.05
+    assert beside[:3] == pytest.approx([min(1.0, p * 4 / 3) for p in alone])
+    for narrow, wide in zip(band(moving, confidence=0.9), band([*moving, still], confidence=0.9), strict=False):
+        assert wide.low < narrow.low
+        assert narrow.high < wide.high

@@ -139,6 +139,8 @@ def test_wherever_a_file_ends_whole_batches_are_left(tmp_path: Path) -> None:
         (lambda lines: [lines[0].replace("spelling 1", "spelling 7"), lines[1]], r"jsonl:1: .* other items"),
         (lambda lines: [lines[0].replace('"found": [{', '"found": [{}, {'), lines[1]], r"jsonl:1: .* other items"),
         (lambda lines: [lines[0].replace('"batch": 0', '"batch": 9'), lines[1]], r"jsonl:1: no batch of a sweep"),
+        (lambda lines: [lines[0].replace('"batch": 0', '"batch": -1'), lines[1]], r"jsonl:1: no batch of a sweep"),
+        (lambda lines: [lines[0].replace('"settings": "', '"settings": "0'), lines[1]], r"another sweep: its settings"),
         (lambda lines: [lines[0].replace('"seed": 0', '"seed": 1'), lines[1]], r"another sweep: its seed is 1, here"),
         (lambda lines: [lines[0].replace('"fingerprint"', '"x"'), lines[1]], r"its model is 'x', here it is 'fingerpr"),
         (lambda lines: [lines[0].replace('"data": "of', '"data": "if'), lines[1]], r"jsonl:1: .* its data is 'if the"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from trainer.sweep.page.facts import Cost, Facts, Scale, short
 from trainer.sweep.page.table import p_text
-from trainer.sweep.row import Row, alike
+from trainer.sweep.row import Row, told_alike
 
 UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
@@ -26,7 +26,7 @@ def page_data(facts: Facts) -> dict[str, Any]:
             {
                 "name": task,
                 "items": (items := max(row.num_items for row in facts.rows if row.task == task)),
-                "alike": alike(items),
+                "alike": told_alike(items),
                 "metrics": [metric_data(facts, task, name, place) for name in facts.metrics(task)],
             }
             for task in facts.tasks

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from trainer.sweep.page.facts import Cost, Facts, Scale
-from trainer.sweep.row import Row, alike
+from trainer.sweep.row import Row, told_alike
 
 WHISKER = (96.0, 10.0)  # width and height of the picture of an interval, in pixels
 SECONDS = Scale(title="Time", unit="seconds", factor=1, digits=1)
@@ -114,7 +114,7 @@ def figure_cell(facts: Facts, row: Row, task: str, metric: str, shown: Scale) ->
     figure = facts.figure(row.spec.name, task, metric)
     if not figure:
         return Cell(text="–", value=None)
-    small = span(shown, figure.low, figure.high) or alike(facts.found[row.spec.name, task].num_items)
+    small = span(shown, figure.low, figure.high) or told_alike(facts.found[row.spec.name, task].num_items)
     return Cell(text=shown.text(figure.value), value=figure.value, small=small)
 
 
@@ -138,7 +138,7 @@ def change_cells(facts: Facts, task: str, metric: str, shown: Scale) -> list[Cel
             ends = (along(0), along(change.low), along(change.value), along(change.high))
             clear = bool(change.p <= 1 - facts.rows[0].confidence)
             whisker = Whisker(zero=ends[0], low=ends[1], at=ends[2], high=ends[3], clear=clear)
-        none = "no item differs" if change.value == 0 else alike(facts.found[row.spec.name, task].num_items)
+        none = "no item differs" if change.value == 0 else told_alike(facts.found[row.spec.name, task].num_items)
         small = span(shown, change.low, change.high, signed=True) or none
         text = shown.text(change.value, signed=True)
         cells.append(Cell(text=text, value=change.value, small=small, whisker=whisker))
