@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from unittest import mock
 
 import torch
 from rich.console import Console
@@ -28,6 +29,7 @@ from rich.table import Table
 from model.slicing.official import official
 from model.slicing.spec import SliceSpec
 from model.text.tree import tree_of
+from recipes import sweep
 from recipes.sweep import SweepRecipe, build_engine, find_parent
 from trainer.checkpoint import write_whole
 from trainer.config import Device
@@ -48,10 +50,11 @@ NEW_TOKENS = 4  # of an answer, as in conf/task
 
 @dataclass(frozen=True)
 class Measured:
-    """One task: seconds of each round, and whether both ways found the same."""
+    """One task: seconds and loads of the model in each round, and whether both ways found the same."""
 
     together: list[float]
     apart: list[float]
+    loads: tuple[int, int]
     same: bool
     items: int
 
@@ -83,16 +86,18 @@ def found(recipe: SweepRecipe, config: TaskConfig, specs: Sequence[SliceSpec]) -
 
 def measure(recipe: SweepRecipe, config: TaskConfig, specs: Sequence[SliceSpec], rounds: int) -> Measured:
     """Both ways, in turns."""
-    together, apart, same, items = [], [], True, 0
-    for _ in range(rounds):
-        begun = time.perf_counter()
-        all_at_once, task = found(recipe, config, specs)
-        together.append(time.perf_counter() - begun)
-        begun = time.perf_counter()
-        one_by_one = [found(recipe, config, [spec])[0][0] for spec in specs]
-        apart.append(time.perf_counter() - begun)
-        same, items = same and all_at_once == one_by_one, len(task.items)
-    return Measured(together, apart, same, items)
+    together, apart, loads, same, items = [], [], (0, 0), True, 0
+    with mock.patch.object(sweep, "build_adapted", wraps=sweep.build_adapted) as loading:
+        for _ in range(rounds):
+            before, begun = loading.call_count, time.perf_counter()
+            all_at_once, task = found(recipe, config, specs)
+            together.append(time.perf_counter() - begun)
+            between, begun = loading.call_count, time.perf_counter()
+            one_by_one = [found(recipe, config, [spec])[0][0] for spec in specs]
+            apart.append(time.perf_counter() - begun)
+            loads = between - before, loading.call_count - between
+            same, items = same and all_at_once == one_by_one, len(task.items)
+    return Measured(together, apart, loads, same, items)
 
 
 def main() -> None:
@@ -123,7 +128,7 @@ def main() -> None:
     columns = ("task", "items", "16 evaluations", "one sweep", "ratio", "loads")
     rows = [
         (label, str(one.items), f"{statistics.median(one.apart):.1f} s",
-         f"{statistics.median(one.together):.1f} s", f"{one.ratio:.2f}", "1 instead of 16")
+         f"{statistics.median(one.together):.1f} s", f"{one.ratio:.2f}", f"{one.loads[0]} instead of {one.loads[1]}")
         for label, one in results.items()
     ]  # fmt: skip
     apart, together = (
