@@ -50,7 +50,7 @@ def together(
     wanted=st.lists(specs(TINY_TEXT), min_size=1, max_size=6), seed=st.integers(0, 99),
     padding=st.sampled_from(["none", "left"]), kept_bytes=st.sampled_from([0, 3 * 21 * 4 * 32 * 4, 50_000, PLENTY]),
 )  # fmt: skip
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_many_sub_models_give_what_each_gives_alone(
     wanted: list[SliceSpec], seed: int, padding: str, kept_bytes: int
 ) -> None:

@@ -109,7 +109,7 @@ def test_drawn_answers_are_the_same_for_a_seed_and_others_for_another() -> None:
     assert len(set(found)) == 4  # one asked several times, in two batches
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 7, 16])
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_what_is_drawn_does_not_depend_on_the_batch(batch_size: int) -> None:
     drawn = {"max_gen_toks": 12, "temperature": 1.0}
     requests = asked(
