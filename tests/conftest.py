@@ -3,11 +3,13 @@
 
 import gc
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 
+import absl.logging
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -17,6 +19,8 @@ import tests.typecheck  # before what is checked; jaxtyping's hook looks it up a
 from tests.pictures import draw
 
 torch.set_num_threads(1)
+# rouge-score brings absl, which closes what it logs to when logging is configured anew, if that is not the process's own.
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 # Derandomised: a red test stays red until someone mends it. No deadline: the machine may be busy.
 settings.register_profile(
