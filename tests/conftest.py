@@ -19,7 +19,7 @@ import tests.typecheck  # before what is checked; jaxtyping's hook looks it up a
 from tests.pictures import draw
 
 torch.set_num_threads(1)
-# rouge-score brings absl, which closes what it logs to when logging is configured anew, if that is not the process's own.
+# rouge-score brings absl, which closes what it logs to when logging is configured anew, unless it is the real stderr.
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 # Derandomised: a red test stays red until someone mends it. No deadline: the machine may be busy.
