@@ -9,13 +9,17 @@ from typing import Any
 
 import pytest
 
+from model.config import ModelConfig
 from model.errors import ConfigError
+from model.slicing.official import official
+from model.slicing.spec import SliceSpec
 from recipes import search
 from recipes.cli import main
 from recipes.search import MEASURED_FILE, RESULT_FILE, SLICES
 from tests.trainer.parts import write_jsonl
 from trainer.evaluation.engine import Engine
 from trainer.search.measured import Measured
+from trainer.sweep.row import read_rows
 from trainer.sweep.store import ROWS_FILE
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -69,10 +73,14 @@ def test_what_is_found_keeps_its_budget_and_can_be_cut(
     assert reported
     assert not reported & searched
     assert len(reported | searched) == 40
-    names = {json.loads(line)["spec"]["name"] for line in (output / ROWS_FILE).read_text().splitlines()}
+    specs = [row.spec for _, row in read_rows(output / ROWS_FILE)]
+    names, shapes = {spec.name for spec in specs}, [spec.shape for spec in specs]
     files = sorted((output / SLICES).glob("*.yaml"))
     assert {file.stem for file in files} < names
-    assert {"full", "main", "e2b"} <= names
+    # The whole model and Google's sub-models stand beside them, each once, by the name under which it was found if any.
+    config = ModelConfig.read(weights).text
+    assert {SliceSpec.full(config).shape, *(one.spec.shape for one in official(config))} <= set(shapes)
+    assert len(set(shapes)) == len(shapes)
     cut = ["slice", f"checkpoint={weights}", f"output={tmp_path / 'cut'}", "--config-dir", str(output)]
     assert main([*cut, f"slice={files[0].stem}"]) == 0
     kept = json.loads((tmp_path / "cut" / "config.json").read_text())

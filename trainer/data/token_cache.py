@@ -45,7 +45,8 @@ LENGTH_BYTES = 8
 DIGEST_BYTES = hashlib.sha256().digest_size
 NOT_TOLD = ("rows", "examples")  # fields of TokenRows that are no numbers or messages
 KINDS = {"ids": np.dtype("<i4"), "supervised": np.dtype("?"), "ends": np.dtype("<i8"),
-         "places": np.dtype("u1"), "place_ends": np.dtype("<i8"), "digests": np.dtype("u1")}  # fmt: skip
+         "places": np.dtype("u1"), "place_ends": np.dtype("<i8"), "digests": np.dtype("u1"),
+         "texts": np.dtype("u1"), "text_ends": np.dtype("<i8")}  # fmt: skip
 
 Say = Callable[[str], object]
 
@@ -75,7 +76,10 @@ class KeptRows(Sequence[TokenRow]):
         row = self.chosen[index]
         ids, supervised = (self.part(name, "ends", row) for name in ("ids", "supervised"))
         where = self.part("places", "place_ends", row).tobytes().decode(errors=NAMES)
-        return TokenRow(torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(supervised.copy()), where)
+        return TokenRow(
+            torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(supervised.copy()), where,
+            text_digest=self.part("texts", "text_ends", row).tobytes(),
+        )  # fmt: skip
 
     def __iter__(self) -> Iterator[TokenRow]:
         return map(self.__getitem__, range(len(self)))
@@ -278,6 +282,8 @@ def arrays_of(rows: Sequence[TokenRow], digests: Sequence[bytes]) -> dict[str, n
         "places": np.frombuffer(b"".join(places), dtype=np.uint8),
         "place_ends": np.cumsum([len(place) for place in places]),
         "digests": np.frombuffer(b"".join(digests), dtype=np.uint8),
+        "texts": np.frombuffer(b"".join(row.text_digest for row in rows), dtype=np.uint8),
+        "text_ends": np.cumsum([len(row.text_digest) for row in rows]),
     }
     return {name: np.ascontiguousarray(array.astype(KINDS[name])) for name, array in values.items()}
 
