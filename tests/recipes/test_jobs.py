@@ -118,10 +118,16 @@ def test_several_processes_do_not_submit_the_same_jobs_each(
     ("word", "told"),
     [
         ("hydra/launcher=submitit_local", "submits jobs is not installed; pip install 'matslice[slurm]'"),
-        ("hydra/launcher=joblib", "runs jobs side by side is not installed; pip install 'matslice[joblib]'"),
-        ("hydra/sweeper=optuna", "searches for values is not installed; pip install 'matslice[optuna]'"),
+        pytest.param(
+            "hydra/launcher=joblib", "runs jobs side by side is not installed; pip install 'matslice[joblib]'",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "hydra/sweeper=optuna", "searches for values is not installed; pip install 'matslice[optuna]'",
+            marks=pytest.mark.slow,
+        ),
     ],
-)
+)  # fmt: skip
 def test_a_launcher_without_its_extra_is_refused(word: str, told: str, words: list[str]) -> None:
     command = [sys.executable, "-c", WITHOUT_EXTRA, *words, "--multirun", word]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

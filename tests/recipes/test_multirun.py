@@ -223,6 +223,7 @@ def test_a_search_goes_on_past_jobs_that_fail(here: Path, capsys: pytest.Capture
     assert best_value(here) == 0.5
 
 
+@pytest.mark.slow
 def test_a_search_comes_near_and_is_gone_on_with_from_its_storage(here: Path) -> None:
     kept = [
         "hydra.sweeper.sampler.seed=1",

@@ -47,6 +47,7 @@ def rows_in(directory: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in json.loads(line).items() if key not in VARYING} for line in lines]
 
 
+@pytest.mark.slow
 def test_many_sub_models_are_found_as_each_alone(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,6 +78,7 @@ def test_many_sub_models_are_found_as_each_alone(
         assert [row for row in rows_in(alone) if row["spec"]["name"] == name] == expected
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_and_takes_more_sub_models(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
